@@ -29,7 +29,8 @@ from typing import Any
 import redis
 
 from chainette.fleet.protocol.keys import held
-from chainette.fleet.redis.redis_queue import LEASE, FleetQueue
+from chainette.fleet.protocol.queue_values import LEASE
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.server.embedded import EmbeddedServer
 
 CHAIN = """

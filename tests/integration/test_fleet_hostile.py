@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from chainette_workers.worker.engine_worker import EngineWorker
 
-from chainette.fleet.redis.redis_queue import Claim, FleetQueue
+from chainette.fleet.protocol.queue_values import Claim
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.io.rundir.events import WorkerRefused
 from chainette.records import CHAIN_INPUT, Row, Unit, encode
 from tests.support.claims import claim_one

@@ -9,7 +9,8 @@ import pytest
 import redis
 
 from chainette.fleet.protocol.messages import BadMessage, Result, TooLarge
-from chainette.fleet.redis.redis_queue import AdmissionResult, Claim, FleetQueue
+from chainette.fleet.protocol.queue_values import AdmissionResult, Claim
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.records import Reason, encode
 from tests.support.fleet import QueueRun, forked, opened, snapshot, straight, work
 from tests.support.proxy import FaultProxy

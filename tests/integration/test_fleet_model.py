@@ -27,8 +27,10 @@ from chainette.core.plan_node import NodeKind
 from chainette.engine.base import Engine
 from chainette.engine.lifecycle import Engines
 from chainette.fleet.memory.memory_queue import MemoryQueue
+from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
-from chainette.fleet.redis.redis_queue import Claim, Drain, FleetQueue, LeasedQueue, Lost, Turn
+from chainette.fleet.protocol.queue_values import Claim, Drain, Lost, Turn
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.hooks import Hook
 from chainette.io.inputs.locate import open_input
 from chainette.io.inputs.roots import Roots

@@ -17,10 +17,11 @@ from chainette_workers.worker.chains import Chains
 
 from chainette.cli.screen.fleet_screen import FleetView, RunView
 from chainette.fleet.protocol.messages import BadMessage
+from chainette.fleet.protocol.queue_values import Cancelled, Lost
 from chainette.fleet.protocol.seals import NoKey
 from chainette.fleet.redis.connect import is_damage
 from chainette.fleet.redis.reasons import reasons
-from chainette.fleet.redis.redis_queue import Cancelled, FleetQueue, Lost
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Role
 from tests.support.fleet import QueueRun, opened, straight, work
 from tests.support.garbage import Put, global_garbage, run_garbage

@@ -18,22 +18,22 @@ from chainette.core.flow import frontier
 from chainette.core.plan import Plan
 from chainette.engine.budget import NO_LIMITS, Amounts, Reserved
 from chainette.fleet.memory.memory_queue import MemoryQueue
+from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import BadMessage, Result, RootRecord
-from chainette.fleet.protocol.queue_values import EngineAccount
-from chainette.fleet.redis.redis_queue import (
+from chainette.fleet.protocol.queue_values import (
     ANCHOR,
     AdmissionResult,
     Asker,
     Cancelled,
     Claim,
     Drain,
-    FleetQueue,
-    LeasedQueue,
+    EngineAccount,
     Lost,
     Turn,
 )
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.io.rundir.events import EngineReleased, UnitRetried
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Rejection, Row, Unfinished, Usage
 from chainette.run.process import poisoned, process

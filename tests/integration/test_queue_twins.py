@@ -26,7 +26,8 @@ from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys, rq_queue
 from chainette.fleet.protocol.messages import BadMessage, RootRecord
-from chainette.fleet.redis.redis_queue import ANCHOR, Cancelled, Claim, Drain, Entry, FleetQueue, Lost
+from chainette.fleet.protocol.queue_values import ANCHOR, Cancelled, Claim, Drain, Entry, Lost
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.io.rundir.events import EngineReleased
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Rejection, Row, Unit, row_order
 from chainette.run.process import poisoned, process

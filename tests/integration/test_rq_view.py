@@ -17,7 +17,7 @@ from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker
 from rq.worker_registration import clean_worker_registry
 
-from chainette.fleet.redis.redis_queue import Claim
+from chainette.fleet.protocol.queue_values import Claim
 from tests.support.claims import claim_one
 from tests.support.fleet import QueueRun, forked, opened, snapshot, straight
 from tests.support.valkey import Database

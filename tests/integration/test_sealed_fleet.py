@@ -14,9 +14,9 @@ from chainette.core.durable import Durable
 from chainette.errors import RunError
 from chainette.fleet.protocol.keys import aside
 from chainette.fleet.protocol.messages import Admission, PutAside, Result
-from chainette.fleet.protocol.queue_values import Asker, Claim, Turn
+from chainette.fleet.protocol.queue_values import ANCHOR, Asker, Claim, Turn
 from chainette.fleet.protocol.seals import FleetKey, NoKey, Purpose, Unsealed, seals_of
-from chainette.fleet.redis.redis_queue import ANCHOR, FleetQueue
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order
 from chainette.io.rundir.events import AnswersDiscarded, WorkerJoined
 from chainette.io.rundir.log import encode_line

@@ -23,6 +23,7 @@ class Mutation:
 
 _QUEUE = "chainette/fleet/memory/memory_queue.py"
 _RUN = "chainette/fleet/memory/memory_run.py"
+_STRIKES = "chainette/fleet/memory/strikes.py"
 _STATES = "chainette/fleet/protocol/queue_values.py"
 _FLOW = "chainette/core/flow.py"
 _DURABLE = "chainette/core/durable.py"
@@ -113,7 +114,7 @@ MUTATIONS = (
     ),
     Mutation(
         "strikes count twice",
-        _QUEUE,
+        _STRIKES,
         "setattr(job, counter, getattr(job, counter) + 1)",
         "setattr(job, counter, getattr(job, counter) + 2)",
         _CONTRACT,

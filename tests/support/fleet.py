@@ -21,9 +21,10 @@ from chainette.core.plan import Plan
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import RootRecord
+from chainette.fleet.protocol.queue_values import ANCHOR, AdmissionResult, Claim, Entry
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.seals import Seals
-from chainette.fleet.redis.redis_queue import ANCHOR, AdmissionResult, Claim, Entry, FleetQueue
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.records import CHAIN_INPUT, Outcome, Rejection, Row
 from chainette.run.process import process
 from tests.support.chains import Text, Word

@@ -8,7 +8,8 @@ import pytest
 import redis
 
 from chainette.fleet.protocol.messages import Result
-from chainette.fleet.redis.redis_queue import FleetQueue, Lost
+from chainette.fleet.protocol.queue_values import Lost
+from chainette.fleet.redis.redis_queue import FleetQueue
 from tests.support.fleet import QueueRun, snapshot
 from tests.support.proxy import FaultProxy
 

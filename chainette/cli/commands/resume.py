@@ -20,8 +20,9 @@ from chainette.cli.option_advice import advice_on
 from chainette.cli.signature import Only, fixed_flags, words_of
 from chainette.core.run_settings import RESUMABLE, RunSettings
 from chainette.errors import Problem, RedisUnavailable, RunError
+from chainette.fleet.protocol.queue_values import Lost
 from chainette.fleet.redis.connect import connect
-from chainette.fleet.redis.redis_queue import FleetQueue, Lost
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order, Role, relative_runs
 from chainette.hooks import Hook
 from chainette.io.rundir.chain_marks import marks_of

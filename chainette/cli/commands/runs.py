@@ -11,9 +11,10 @@ from chainette.cli.flags import AsJson, RedisUrl
 from chainette.cli.fleet_json import run_json
 from chainette.errors import RunError
 from chainette.fleet.process_records import end, recorded
+from chainette.fleet.protocol.queue_values import Lost
 from chainette.fleet.redis.connect import chosen_url, connect, shown
 from chainette.fleet.redis.reasons import reasons
-from chainette.fleet.redis.redis_queue import FleetQueue, Lost
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
 from chainette.utils.terminal_text import visible_line
 

@@ -14,6 +14,7 @@ from chainette.core.joined_values import given_by_joins
 from chainette.core.plan import Plan
 from chainette.engine.budget import NO_LIMITS, Amounts, BudgetLimits, Reserved, fits
 from chainette.fleet.memory.memory_run import Job, RunInMemory, Stream, Waiting
+from chainette.fleet.memory.strikes import pardon, strike
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
@@ -38,9 +39,6 @@ from chainette.io.rundir.events import Event, Note, WorkerRefused
 from chainette.records import Effects, Outcome, Rejection
 
 __all__ = ["MemoryQueue"]
-
-#: Times that one unit gets a strike back, since it may be the one that stalls its workers.
-_PARDONS = 3
 
 #: The field of a run's record with its part of an engine's budget begins so.
 _OF_ENGINE = "used:"
@@ -261,7 +259,7 @@ class MemoryQueue(LeasedQueue):
         for me in lost:
             for name, run in self._workers.pop(me).held.items():
                 if (job := self._in_hand(run, name, me)) is not None:
-                    self._strike(self._runs[run], job, me)
+                    strike(self._runs[run], job, me)
         if lost:
             self._changed()
         return lost
@@ -290,39 +288,10 @@ class MemoryQueue(LeasedQueue):
         job = self._runs[run].jobs.get(name) if run in self._runs else None
         return job if job is not None and job.token and job.holder == me else None
 
-    def _strike(self, run: RunInMemory, job: Job, me: str) -> None:
-        if not job.ahead:
-            counter = "deaths" if job.solo else "strikes"
-            setattr(job, counter, getattr(job, counter) + 1)
-            run.struck.setdefault(me, []).append((job.name, counter))
-            job.solo = job.solo or job.strikes >= 2
-        if job.is_broken:
-            job.token = ""
-            run.waiting(job.queue).broken.append(job.name)
-        else:
-            run.put_back(job)
-
     def _pardon(self, me: str) -> None:
-        for run in self._runs.values():
-            for name, counter in run.struck.pop(me, ()):
-                job = run.jobs.get(name)
-                if job is None or job.pardons >= _PARDONS or getattr(job, counter) == 0:
-                    continue
-                job.pardons += 1
-                setattr(job, counter, getattr(job, counter) - 1)
-                self._reconsider(run, job, counter)
-                self._changed()
-
-    def _reconsider(self, run: RunInMemory, job: Job, counter: str) -> None:
-        waiting = run.waiting(job.queue)
-        if counter == "strikes" and job.solo and job.strikes < 2:
-            job.solo = False
-            if job.name in waiting.solo:
-                waiting.solo.remove(job.name)
-                run.put_back(job)
-        elif counter == "deaths" and not job.is_broken and job.name in waiting.broken:
-            waiting.broken.remove(job.name)
-            run.put_back(job)
+        pardoned = [pardon(run, me) for run in self._runs.values()]
+        if any(pardoned):
+            self._changed()
 
     # -- units
 

@@ -31,7 +31,6 @@ from chainette.fleet.protocol.messages import (
     open_message,
 )
 from chainette.fleet.protocol.queue_values import (
-    ANCHOR,
     LEASE,
     AdmissionProgress,
     AdmissionResult,
@@ -61,6 +60,7 @@ from chainette.fleet.protocol.rq_jobs import (
 )
 from chainette.fleet.protocol.run_fields import RunInfo, record_seal
 from chainette.fleet.protocol.seals import Purpose, Seals, Unsealed, seals_of
+from chainette.fleet.redis.admission_progress import count, progress_of
 from chainette.fleet.redis.connect import is_damage
 from chainette.fleet.redis.fleet_view import known_runs, live_members
 from chainette.fleet.redis.leftovers import give_up, sweep
@@ -73,23 +73,7 @@ from chainette.records import Effects, Outcome, Rejection, encode
 if TYPE_CHECKING:
     import redis
 
-__all__ = [
-    "ANCHOR",
-    "LEASE",
-    "AdmissionProgress",
-    "AdmissionResult",
-    "Asker",
-    "Cancelled",
-    "Claim",
-    "Drain",
-    "Entry",
-    "FleetQueue",
-    "LeasedQueue",
-    "Lost",
-    "RunInfo",
-    "Turn",
-]
-
+__all__ = ["FleetQueue"]
 
 #: Bytes of one part of a commit that travels with it; larger ones are staged before.
 MAX_INLINE = 1 << 20
@@ -100,25 +84,8 @@ _LIGHT = 4 << 20
 #: Seconds a staged part waits for its commit.
 _STAGED = 600
 
-
 #: Workers that must have died with a row that ran alone before it is rejected.
 _DEATHS = 2
-
-
-#: Fields of a run's record from which its progress is known.
-_OF_PROGRESS = (
-    "cursor",
-    "total",
-    "state",
-    "last",
-    "damaged",
-    "suspended",
-    "epoch",
-    "used",
-    "exhausted",
-    "exhausted_by",
-    "needed",
-)
 
 #: Seconds in which a worker that was asked to end notices it.
 _STOP = 120
@@ -242,14 +209,7 @@ class FleetQueue(LeasedQueue):
         return bool(reply == b"OK")
 
     def progress(self, keys: RunKeys, engines: Sequence[str] = ()) -> AdmissionProgress:
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hmget(keys.state, (*_OF_PROGRESS, *(f"used:{engine}" for engine in engines)))
-            pipe.hkeys(keys.live)
-            found, live = pipe.execute()
-        try:
-            return _progress(keys, [(value or b"").decode("utf-8", "replace") for value in found], live, engines)
-        except ValueError as error:
-            raise Missing(f"the record of run {keys.run} in Redis does not decode: {error}") from error
+        return progress_of(self._redis, keys, engines)
 
     def missing(self, keys: RunKeys, roots: Sequence[int]) -> str:
         found: bytes = self._call("missing", run=keys.run, epoch=keys.epoch, roots=list(roots))
@@ -332,7 +292,7 @@ class FleetQueue(LeasedQueue):
         """A claim out of the script's reply; None if nobody can read its unit."""
         turn, job, token, run, epoch, since, part = (word.decode("utf-8", "replace") for word in reply[:7])
         try:
-            number, parts = _count(epoch), _count(part)
+            number, parts = count(epoch), count(part)
             claimed = ClaimedJob(RunKeys(run, number), job, *reply[7:-2])
             unit = claimed_unit(claimed, self._seals)
         except (BadMessage, ValueError) as error:  # numbers to Lua, and none to Python: "0x1", "1.5"
@@ -550,38 +510,6 @@ def _this_process() -> dict[str, str | int]:
         "version": metadata.version("chainette"),
         "python_version": platform.python_version(),
     }
-
-
-def _progress(keys: RunKeys, found: Sequence[str], live: Sequence[bytes], engines: Sequence[str]) -> AdmissionProgress:
-    cursor, total, state, last, damaged, suspended, epoch, used, exhausted, exhausted_by, needed, *own = found
-    by, _, of_all = exhausted_by.partition(" ")
-    return AdmissionProgress(
-        _count(cursor or "0"),
-        _count(total) if total else None,
-        state,
-        {_count(root.decode()) for root in live},
-        _count(last) if last else -1,
-        damaged,
-        _count(suspended or "0"),
-        Amounts.read(used or Amounts().words),
-        bool(exhausted),
-        {engine: Amounts.read(words) for engine, words in zip(engines, own, strict=True) if words},
-        by,
-        Amounts.read(of_all) if of_all else Amounts(),
-        is_current=epoch in ("", str(keys.epoch)),
-        needed=Amounts.read(needed or Amounts().words),
-    )
-
-
-def _count(text: str) -> int:
-    """A count, as Lua has it.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise ValueError(f"{text[:40]!r} is no count")
-    return int(text)
 
 
 def _holder(claim: Claim, incarnation: str) -> dict[str, str]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from chainette.fleet.redis.redis_queue import AdmissionResult, FleetQueue
+from chainette.fleet.protocol.queue_values import AdmissionResult
+from chainette.fleet.redis.redis_queue import FleetQueue
 from tests.support.fleet import QueueRun, opened, straight
 from tests.support.proxy import FaultProxy
 from tests.support.valkey import Database, connect

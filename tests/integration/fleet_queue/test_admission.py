@@ -9,7 +9,8 @@ import redis
 
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Admission
-from chainette.fleet.redis.redis_queue import AdmissionResult, FleetQueue
+from chainette.fleet.protocol.queue_values import AdmissionResult
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.records import CHAIN_INPUT, Effects, Outcome, Reason, Rejection, Unit, Usage
 from tests.support.fleet import QueueRun, forked, opened, straight
 from tests.support.proxy import FaultProxy

@@ -9,7 +9,8 @@ import redis
 
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Result
-from chainette.fleet.redis.redis_queue import Claim, FleetQueue, Turn
+from chainette.fleet.protocol.queue_values import Claim, Turn
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.records import Unit
 from tests.support.claims import claim_one
 from tests.support.fleet import QueueRun, forked, opened

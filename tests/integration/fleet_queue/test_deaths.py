@@ -8,7 +8,8 @@ import pytest
 
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Result
-from chainette.fleet.redis.redis_queue import Claim, Drain, FleetQueue, Turn
+from chainette.fleet.protocol.queue_values import Claim, Drain, Turn
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.records import Reason
 from chainette.run.process import poisoned
 from tests.support.claims import claim_one

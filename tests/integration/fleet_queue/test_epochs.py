@@ -12,7 +12,8 @@ import pytest
 import redis
 
 from chainette.fleet.protocol.keys import RunKeys
-from chainette.fleet.redis.redis_queue import AdmissionResult, Asker, Cancelled, FleetQueue, Lost
+from chainette.fleet.protocol.queue_values import AdmissionResult, Asker, Cancelled, Lost
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order, Role
 from chainette.io.rundir.events import EngineReleased
 from tests.support.fleet import QueueRun, opened, snapshot

@@ -12,8 +12,8 @@ import redis
 
 from chainette.engine.budget import Amounts
 from chainette.fleet.protocol.messages import Aside
-from chainette.fleet.protocol.queue_values import EngineAccount
-from chainette.fleet.redis.redis_queue import FleetQueue, Lost
+from chainette.fleet.protocol.queue_values import EngineAccount, Lost
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order, Role
 from chainette.fleet.redis.script_calls import SCRIPTS, Scripts
 from chainette.io.rundir.events import EngineReleased

@@ -9,7 +9,8 @@ import pytest
 import redis
 
 from chainette.fleet.protocol.messages import Missing, Result
-from chainette.fleet.redis.redis_queue import Claim, FleetQueue
+from chainette.fleet.protocol.queue_values import Claim
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.records import Effects, Outcome, Scope, Usage
 from chainette.run.process import process
 from tests.support.fleet import QueueRun, forked, opened

@@ -15,8 +15,9 @@ import redis
 
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import BadMessage
+from chainette.fleet.protocol.queue_values import Lost
 from chainette.fleet.redis.connect import is_passing
-from chainette.fleet.redis.redis_queue import FleetQueue, Lost
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Role
 from chainette.io.inputs.roots_ahead import Root
 from chainette.io.rundir.open import read_state

@@ -14,14 +14,14 @@ import redis
 
 from chainette.core.usercode.loading import load_chain
 from chainette.errors import ChainetteError, NotFinished, RunCancelled, RunDirectoryInUse, RunStopped
+from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.messages import Aside, BadMessage, Missing, PutAside
-from chainette.fleet.protocol.queue_values import LEASE
+from chainette.fleet.protocol.queue_values import LEASE, Cancelled, Lost
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.seals import Seals, seals_of
 from chainette.fleet.redis.connect import is_damage, is_passing
 from chainette.fleet.redis.reasons import reasons
-from chainette.fleet.redis.redis_queue import Cancelled, LeasedQueue, Lost
 from chainette.fleet.redis.run_registry import Board, Role
 from chainette.io.rundir.chain_marks import marks_of
 from chainette.io.rundir.events import AnswersDiscarded, EngineProbed, Note, UnitRetried, UnitSplit
@@ -146,17 +146,7 @@ class DriveLoop:
                     coordinator = self.coordinated(session, sink)
                 self._look(sink)
                 require_answers()
-                spent = sink.count_budget()
-                ahead = self._scouting.admit(coordinator.step)
-                moved = self._pace.admit(coordinator, self._done) if ahead is None else ahead
-                if sink.step():
-                    moved = True
-                    self._scouting.answered()
-                elif spent is not None:
-                    self._hear(sink)
-                    raise spent
-                if not moved or session.has_enough or time.monotonic() > self._heard_at + _HEAR:
-                    self._hear(sink)
+                moved = self._move(sink, coordinator)
                 if session.has_enough:
                     session.finish()
                     self._close(sink)
@@ -180,15 +170,12 @@ class DriveLoop:
                 continue
             except (BadMessage, NotFinished) as error:
                 self._put_aside(sink, error)
-                self._damages.wait(error, self._done)
-                self._moved_at = time.monotonic()
+                self._wait_out(error)
                 begin = sink.raise_epoch
                 continue
             except redis.RedisError as error:
                 if is_damage(error):
-                    words = f"a key of run {sink.run} in Redis holds a value that is not Chainette's: {error}"
-                    self._damages.wait(Missing(words), self._done)
-                    self._moved_at = time.monotonic()
+                    self._wait_out(Missing(f"a key of run {sink.run} in Redis holds a value that is not Chainette's: {error}"))
                     begin = sink.raise_epoch
                     continue
                 if not is_passing(error):
@@ -197,6 +184,30 @@ class DriveLoop:
                 moved, trouble = False, error
             self._rest(sink, began, moved, trouble)
             self.tend(moved)
+
+    def _move(self, sink: Sink, coordinator: Admitting) -> bool:
+        """Admits rows and makes results durable, as far as there are any; whether there were.
+
+        Raises:
+            BudgetSpent: the budget is spent, and nothing more comes.
+        """
+        spent = sink.count_budget()
+        ahead = self._scouting.admit(coordinator.step)
+        moved = self._pace.admit(coordinator, self._done) if ahead is None else ahead
+        if sink.step():
+            moved = True
+            self._scouting.answered()
+        elif spent is not None:
+            self._hear(sink)
+            raise spent
+        if not moved or self.session.has_enough or time.monotonic() > self._heard_at + _HEAR:
+            self._hear(sink)
+        return moved
+
+    def _wait_out(self, error: ChainetteError) -> None:
+        """Waits until a new epoch may replace one that is damaged."""
+        self._damages.wait(error, self._done)
+        self._moved_at = time.monotonic()
 
     def _rest(self, sink: Sink, began: float, moved: bool, trouble: redis.RedisError | None) -> None:
         """Waits until there may be more to do: longer if nothing moves, which is explained after a while."""

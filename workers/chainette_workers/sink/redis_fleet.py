@@ -10,9 +10,11 @@ import redis
 
 from chainette.core.plan import Plan
 from chainette.errors import RunError
+from chainette.fleet.protocol.contract import LeasedQueue
+from chainette.fleet.protocol.queue_values import Lost
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.redis.connect import chosen_url, connect, shown
-from chainette.fleet.redis.redis_queue import FleetQueue, LeasedQueue, Lost
+from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Role
 from chainette.run.session import Session
 from chainette_workers.metrics.address import MetricsEndpoint

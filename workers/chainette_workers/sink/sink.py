@@ -14,10 +14,11 @@ from chainette.core.durable import Durable
 from chainette.core.plan import Plan
 from chainette.engine.budget import Amounts
 from chainette.errors import BudgetSpent
+from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Aside, PutAside, Result
+from chainette.fleet.protocol.queue_values import ANCHOR, AdmissionProgress, Entry, Lost
 from chainette.fleet.protocol.run_fields import used_fields
-from chainette.fleet.redis.redis_queue import ANCHOR, AdmissionProgress, Entry, LeasedQueue, Lost
 from chainette.hooks import Hook
 from chainette.io.inputs.readers import InputFile
 from chainette.io.rundir.events import BudgetUsed, Event, RunResumed, RunStarted
