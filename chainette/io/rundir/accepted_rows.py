@@ -60,6 +60,15 @@ class AcceptedRows:
             self.certain -= done.accepted
             self.written, self.last = done.accepted, ""
 
+    def records_to_come(self, expected: int | None) -> int | None:
+        """The records of the input that will be needed, at the yield so far; None if unknown. The input has `expected`."""
+        if self.reached:
+            return self.records
+        if not self.certain:
+            return None
+        needed = round(self.wanted * self.records / self.certain)
+        return needed if expected is None else min(expected, needed)
+
     def admits(self, root: int, batch_size: int, window: float = inf) -> bool:
         """Whether a root may begin: open roots have no more records than will give the missing rows, at the yield so far, and
         than fit in the window; one may always be open."""

@@ -219,7 +219,8 @@ class RunState:
         self.roots.size, self.limit = int(event.settings.get("batch_size", 1)), event.settings.get("limit")
         if (wanted := event.settings.get("accept")) is not None:
             self.accepted = AcceptedRows(wanted)
-        self._note_redis(event.way.get("redis", ""))
+        if redis := event.way.get("redis"):
+            self.redis.add(redis)
 
     def _resume(self, event: RunResumed) -> None:
         self.status, self.expected, self.position = Status.RUNNING, event.expected, event.anchor
@@ -233,7 +234,8 @@ class RunState:
         if event.accept is not None:
             self._accept_more(event.accept)
         self.order = max(self.order, event.order)
-        self._note_redis(event.redis)
+        if event.redis:
+            self.redis.add(event.redis)
 
     def _charge_at(self, event: RunStarted | RunResumed) -> None:
         """Takes in the rates and the limits of a session."""
@@ -277,14 +279,7 @@ class RunState:
     @property
     def records_to_come(self) -> int | None:
         """The records that will be complete at the end; None if unknown. With `accept` an estimate at the yield so far."""
-        if self.accepted is None:
-            return self.expected
-        if self.accepted.reached:
-            return self.records
-        if not self.accepted.certain:
-            return None
-        needed = round(self.accepted.wanted * self.records / self.accepted.certain)
-        return needed if self.expected is None else min(self.expected, needed)
+        return self.expected if self.accepted is None else self.accepted.records_to_come(self.expected)
 
     def boundary_at(self, row_id: str) -> Boundary:
         """The boundary behind a row."""
@@ -299,10 +294,6 @@ class RunState:
         """Takes in a position the input was read to, for rows that may be durable."""
         if self.read is None or read.upto > self.read.upto:
             self.read = read
-
-    def _note_redis(self, address: str) -> None:
-        if address:
-            self.redis.add(address)
 
     def _commit(self, event: UnitCommitted, offset: int) -> None:
         self.position = event.pos or self.position
