@@ -379,7 +379,7 @@ class Effects(msgspec.Struct, array_like=True):
     units: list[Unit] = []
     scopes: list[Scope] = []
     partials: list[Partial] = []
-    #: (scope, row ids) that leave the main flow at that scope's join.
+    #: (scope, ids of rows that leave the main flow at its join).
     stopped: list[tuple[str, list[str]]] = []
 
 

@@ -1,4 +1,4 @@
-"""The flags that choose what moves a run's units: this process, workers it starts, or the workers that serve a Redis."""
+"""The flags that choose the mover of a run's units: this process, workers it starts, or the workers that serve a Redis."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class RunOptions(RunSettings):
     resume: bool = False
     #: Paths of a resumed run's input if it has moved; () otherwise.
     inputs: Sequence[str | os.PathLike[str]] = ()
-    #: Paths that are appended to the input of a finished run that is resumed; () otherwise.
+    #: Paths that are appended to the input when a finished run is resumed; () otherwise.
     more: Sequence[str | os.PathLike[str]] = ()
     #: Rows of a resumed run that are computed again: `changed+`, `STEP+`, `rejected`; see `run/selection.py`.
     select: Sequence[str] = ()

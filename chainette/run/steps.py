@@ -66,7 +66,7 @@ class _Sharing:
 
 @dataclass
 class Asking:
-    """Asks, judges, asks again: the life of the rows of one unit of a step."""
+    """Asks, judges, asks again: the life of a unit's rows in a step."""
 
     plan: Plan
     node: PlanNode
@@ -193,7 +193,7 @@ class Asking:
             self.questions.answers.put_off(question, trouble)
 
     def put_off(self, ask: Ask, trouble: Completion | EngineUnavailable) -> None:
-        """The row that asked for this one got no answer."""
+        """The row that asked in place of this one got no answer."""
         if isinstance(trouble, Completion):
             self._failed[ask.row.row_id] = trouble
         else:

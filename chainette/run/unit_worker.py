@@ -55,7 +55,7 @@ _PART, _LOOK = 1.0, 0.25
 #: Seconds a row waits whose request failed: at first, and at most; give or take a quarter.
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
 
-#: Seconds in which a worker that stops commits the rows that have finished.
+#: Seconds for a stopping worker to commit the rows that have finished.
 _LAST_PARTS = 5.0
 
 
@@ -128,7 +128,7 @@ class HeldUnit:
         return "" if self.result is None else self.result.node.told_engine
 
     def lose(self) -> None:
-        """The unit is somebody else's from here on: its requests are cancelled."""
+        """The unit now belongs to another worker: its requests are cancelled."""
         self.lost = True
         self.scope.cancel()
 
@@ -292,7 +292,7 @@ class Worker(ABC):
         del account, reserved
 
     async def settle(self, held: HeldUnit) -> None:
-        """Tells the queue what the unit's answers did cost."""
+        """Tells the queue the cost of the unit's answers."""
         if (allowance := self.allowance_of(held)) is not None:
             with suppress(BudgetExhausted):  # the epoch is over
                 await allowance.flush()
@@ -368,7 +368,7 @@ class Worker(ABC):
         held.hook.on_refused()
 
     async def put_off(self, held: HeldUnit, error: EngineUnavailable) -> None:
-        """The unit waits, and longer each time: for its engine, or because its rows' requests failed again."""
+        """The unit waits, longer each time: for its engine, or because its rows' requests failed again."""
         delay, claim = self.delay(held, error), held.handed_back()
         event = self.retried(held, error, delay)
         await self.ask(partial(self.queue.fail, claim, self.incarnation, event.delay, event.message))
@@ -401,7 +401,7 @@ class Worker(ABC):
     # -- whose fault it is that a request got no answer
 
     async def ask_engine(self, held: HeldUnit, result: UnitResult, engine: Engine, seed: int) -> None:
-        """Asks for the rows of a unit. Those that are themselves at fault for getting no answer are rejected.
+        """Asks for the rows of a unit. Rows that are themselves the cause of getting no answer are rejected.
 
         Raises:
             RequestsFailed: some rows got no answer, and whose fault that is has yet to show.
@@ -424,7 +424,7 @@ class Worker(ABC):
                 evidence.adaptations = engine.adaptations
 
     def must_probe(self, lane: Lane, evidence: Evidence, error: RequestsFailed, tries: int) -> bool:
-        """Whether a fixed question must tell if the engine answers at all; a row has failed at most so often."""
+        """Whether a fixed question must show if the engine answers at all. `tries`: the most failures of a row."""
         impatient = lane.doubted_since is not None and lane.clock() - lane.doubted_since > self.patience
         refuses_all = error.denied and not lane.has_answered
         return refuses_all or impatient or evidence.is_due(tries)
@@ -437,7 +437,8 @@ class Worker(ABC):
         return self.shared.of(keys, result.node.station, partial(self.wait, held.lane))
 
     def wait(self, lane: Lane, rows: int) -> None:
-        """So many rows more, or less, wait for the answers of others, and leave room in their engine."""
+        """The number of rows that wait for the answers of others changes by so many; waiting rows leave room in their
+        engine."""
         self.hands.wait(lane, rows)
 
     def evidence_of(self, held: HeldUnit) -> Evidence:

@@ -35,7 +35,7 @@ def why(
 
     Shows its record in the input, the output of each step with the number of answers it took, its rejection with the raw
     answer, and the rows it was made from or that were made from it. Works while the run goes on. Of several answers, the
-    last is kept; that of a rejection before a --retry is shown as long as that version of the directory is there.
+    last is kept; a rejection from before a --retry is shown as long as the old version of the directory exists.
     """
     if not re.fullmatch(r"\d+(~\d+)*", row):
         raise typer.BadParameter(f"{row!r} is not a row id; they look like 17, or 17~0 after an expansion")

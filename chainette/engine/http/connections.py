@@ -225,7 +225,7 @@ class _Connection(asyncio.Protocol):
         if error is None and self._body is not None and not self._has_length():
             try:
                 self.on_message_complete()  # the end of the connection is the end of the body
-            except Exception as failed:  # of the body or of its listener
+            except Exception as failed:  # an error of the body or its listener
                 self.fail(failed)
         else:
             self.fail(ConnectionBroken(f"the server closed the connection{f' ({error})' if error else ''}"))

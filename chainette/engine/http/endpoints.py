@@ -90,7 +90,7 @@ class Endpoint:
         self.in_flight = 0
         #: Number of requests it got, so that equal endpoints take turns.
         self.given = 0
-        #: The time until which it gets no requests, and until which the server asked for none.
+        #: The end of its pause, and the end of the pause that the server asked for.
         self.held_until = self.asked_until = 0.0
         #: Why it last failed.
         self.words = ""

@@ -1,8 +1,8 @@
 """Values drawn at random that are valid under a JSON Schema as pydantic writes it.
 
 Guarantee: the same schema and the same state of the generator give the same value, and the value passes the
-schema, but not necessarily custom validators, which are not in it. A pattern that cannot be drawn gives a
-text that names it, so that the rejected row explains itself.
+schema, but not necessarily custom validators, which are not in it. If a pattern cannot be drawn, the text names it, so the
+rejected row explains itself.
 """
 
 from __future__ import annotations

@@ -300,7 +300,7 @@ class RunInMemory:
         while waiting.delayed and waiting.delayed[0][0] <= now:
             job = self.jobs.get(heapq.heappop(waiting.delayed)[2])
             if job is not None and job.delayed:
-                # rows that failed before must not keep others from showing that the engine answers
+                # rows that failed before must not hide that the engine answers others
                 self.put_back(job, last=bool(job.unfinished))
 
     def finish(self, job: Job) -> bool:

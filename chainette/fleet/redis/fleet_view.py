@@ -29,7 +29,7 @@ __all__ = ["Fleet", "LiveRun", "Queue", "known_runs", "live_members", "look", "r
 
 _log = logging.getLogger("chainette")
 
-#: The most bytes of the name of a run or of a process, and the most of them at once.
+#: The most bytes of a run's or a process's name, and the most names at once.
 _LONGEST_NAME, _MOST_NAMES = 200, 10_000
 
 

@@ -78,19 +78,19 @@ __all__ = ["FleetQueue"]
 #: Bytes of one part of a commit that travels with it; larger ones are staged before.
 MAX_INLINE = 1 << 20
 
-#: Bytes of the units that come with one claim, and of the answers that come with one call; the first comes whatever its size.
+#: Bytes of the units in one claim, and of the answers in one call; the first one comes regardless of its size.
 _LIGHT = 4 << 20
 
 #: Seconds a staged part waits for its commit.
 _STAGED = 600
 
-#: Workers that must have died with a row that ran alone before it is rejected.
+#: A row that runs alone is rejected after this many workers have died with it.
 _DEATHS = 2
 
 #: Seconds in which a worker that was asked to end notices it.
 _STOP = 120
 
-#: The numbers of the script; answers are bytes, whatever somebody has written there.
+#: The numbers of the script; answers are bytes, even forged ones.
 _ASKERS = {1: Asker.HERE, 2: Asker.ELSEWHERE}
 
 
@@ -195,7 +195,7 @@ class FleetQueue(LeasedQueue):
             raise Lost(f"run {keys.run}: epoch {keys.epoch} is over")
         try:
             return AdmissionResult(reply.decode("utf-8", "replace"))
-        except ValueError as error:  # the state of the run, as somebody has written it
+        except ValueError as error:  # the run has an unknown state
             raise Missing(f"the record of run {keys.run} in Redis does not decode: {error}") from error
 
     def record(self, keys: RunKeys, root: int) -> RootRecord:
@@ -289,7 +289,7 @@ class FleetQueue(LeasedQueue):
                 return claims
 
     def _claimed(self, reply: Any, incarnation: str) -> Claim | None:
-        """A claim out of the script's reply; None if nobody can read its unit."""
+        """A claim from the script's reply; None if its unit is unreadable."""
         turn, job, token, run, epoch, since, part = (word.decode("utf-8", "replace") for word in reply[:7])
         try:
             number, parts = count(epoch), count(part)
@@ -517,5 +517,5 @@ def _holder(claim: Claim, incarnation: str) -> dict[str, str]:
 
 
 def _who(job: str, token: str, incarnation: str, scope: str) -> dict[str, str]:
-    """A claim as the scripts know it; its scope tells a unit that was lost from one that was committed."""
+    """A claim as the scripts know it; its scope distinguishes a lost unit from a committed one."""
     return {"job": job, "token": token, "incarnation": incarnation, "scope": scope}

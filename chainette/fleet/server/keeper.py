@@ -1,11 +1,11 @@
 """Keeps one server alive exactly as long as the process that asked for it.
 
-A script of its own (`python -I -S keeper.py`, standard library only), because a server that must die with its starter
-needs a parent that outlives the starter's kill -9 and that no other thread can end. It reads one line of JSON, starts
-the server, prints its process id (0 and the reason if it cannot be started), and ends it (SIGTERM, after the grace
-SIGKILL) when its standard input ends, when the starter is gone (a forked child may hold the pipe open), at SIGTERM, or
-when the server ends by itself. Its last words are the end of the server's log; the directory of socket and log is gone
-then. Should the keeper itself be killed, the kernel kills the server (Linux).
+A script of its own (`python -I -S keeper.py`, standard library only), because a server that must die with its starter needs a
+parent that survives a kill -9 of the starter, and cannot be ended by another thread. It reads one line of JSON, starts the
+server, prints its process id (0 and the reason if it cannot be started), and ends it (SIGTERM, after the grace SIGKILL) when
+its standard input ends, when the starter is gone (a forked child may hold the pipe open), at SIGTERM, or when the server ends
+by itself. Its last words are the end of the server's log; the directory of socket and log is gone then. Should the keeper
+itself be killed, the kernel kills the server (Linux).
 """
 
 from __future__ import annotations

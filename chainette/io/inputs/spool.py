@@ -1,4 +1,4 @@
-"""Spooling: writes an input that can be read only once to a file that can be read again."""
+"""Spooling: writes an input that can be read only once to a file."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@
 digest of its content, because `datasets` takes its cache key from the card alone: without it, grown
 shards, or another directory of the same name, would give the rows of the first load. A config
 without rows is left out, since one that matches no file breaks the loading of the others. JSONL
-configs should state their features: `datasets` infers types from the first file only, and fails on a
-column that is null throughout that file and text in the next.
+configs should state their features: `datasets` infers types from the first file only, and fails if a column is null throughout
+it and text in the next.
 """
 
 from __future__ import annotations

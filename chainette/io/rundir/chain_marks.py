@@ -26,7 +26,7 @@ SHAPE = ""
 #: Parts without a name for people.
 _OTHERS = ("fingerprint", "rescue")
 
-#: Parts that matter only to a process that serves the node: engines may have other settings elsewhere.
+#: Parts that matter only to processes serving the node: engines may have other settings elsewhere.
 _SERVED = ("fingerprint", "rescue", "engine")
 
 

@@ -380,8 +380,8 @@ class ShardSealed(Event, frozen=True, tag="shard_sealed"):
 
 
 class BudgetUsed(Event, frozen=True, tag="budget_used"):
-    """The part of a run's budget that is spent or reserved; a process that is killed after this line may have sent the
-    requests that are reserved, so they count as spent."""
+    """The part of a run's budget that is spent or reserved; if a process is killed after this line, it may have sent the
+    reserved requests, so they count as spent."""
 
     used: Amounts
     #: Engine with a budget -> the part of it the run has spent or reserved.

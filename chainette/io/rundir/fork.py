@@ -159,7 +159,7 @@ class _Fork:
 
     @cached_property
     def _shared(self) -> list[str]:
-        """Folders that hold rows both of nodes that are taken back and of nodes that are kept: of rounds of a loop."""
+        """Folders with rows of nodes that are taken back and of others that are kept: the rounds of a loop."""
         taken = {node.logged_folder for node in self.plan.nodes.values() if node.id in self.reopen.nodes}
         kept = {node.logged_folder for node in self.plan.nodes.values() if node.id not in self.reopen.nodes}
         return sorted(taken & kept)

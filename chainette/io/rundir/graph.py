@@ -165,7 +165,7 @@ class GraphChoice(GraphFork, frozen=True, tag="Choice"):
         return [self.entry, *(branch.first for branch in self.branches)]
 
     def way(self, branch: GraphJoin | GraphSide) -> str:
-        """The name of a way; "" if it is that of rows that pass by."""
+        """The name of a way; "" for the way of rows that pass by."""
         return branch.branch.removeprefix(f"{self.decision}:")
 
 

@@ -104,7 +104,7 @@ def shape_of(annotation: Any) -> Shape:
 def json_fields(model: Any) -> Mapping[str, bool]:
     """The fields of a model, by the name its input uses, that take an array or an object.
 
-    The value says whether they take text as well, so that a cell which is not JSON may be that text.
+    The value says whether they take text as well: then a cell that is not JSON may be text.
     """
     schema = TypeAdapter(model).json_schema(mode="validation", schema_generator=_Lenient)
     reader = _ShapeReader(schema.get("$defs", {}))

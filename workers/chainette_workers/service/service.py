@@ -48,7 +48,7 @@ __all__ = ["Duty", "Elsewhere", "Handed", "Places", "Service", "Stopping", "same
 
 _log = logging.getLogger("chainette")
 
-#: What a service has done once it lets a run go.
+#: The completed work of a service when it lets a run go, in words.
 _DONE = {Role.COORDINATOR: "all its rows are admitted", Role.SINK: "done"}
 
 #: Seconds between two looks at the runs, and until a refused run is looked at again.

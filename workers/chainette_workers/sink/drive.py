@@ -48,7 +48,7 @@ _WINDOW_BYTES = 128 << 20
 #: Seconds between two looks at the run's record and notes.
 _LOOK = 0.5
 
-#: Notes that count something, or that stop a run.
+#: Notes that count, or that stop a run.
 _COUNTED = (AnswersDiscarded, EngineProbed, UnitRetried, UnitSplit)
 
 #: Seconds without movement before it is explained, and before that is said again.
@@ -79,9 +79,9 @@ class DriveLoop:
     session: Session
     queue: LeasedQueue
     board: Board
-    #: Fields of the run's record: who serves it, and all that others must know of it.
+    #: Fields of the run's record: the processes that serve it, and everything that others must know about it.
     fields: Mapping[str, str | int | float]
-    #: Live rows at most; None: as the workers need.
+    #: The most live rows; None: as many as the workers need.
     window: int | None = None
     seals: Seals = field(default_factory=seals_of)
     coordinated: Callable[[Session, Sink], Admitting] = coordinated_here
@@ -117,7 +117,7 @@ class DriveLoop:
 
     @property
     def _done(self) -> int:
-        """How many roots are complete."""
+        """The number of complete roots."""
         return self.session.writer.state.roots.done_count
 
     def run(self) -> None:
@@ -298,7 +298,7 @@ class DriveLoop:
         return True
 
     def _went_in_phases(self, sink: Sink) -> bool:
-        """Whether an earlier sink, or this one in the epoch before, had the run go in phases."""
+        """Whether an earlier sink, or this one in the previous epoch, put the run into phases."""
         info = self.board.run(sink.run)
         return info is not None and bool(info.barred)
 
@@ -370,7 +370,7 @@ class DriveLoop:
             self.tend(closed)
 
     def _put_aside(self, sink: Sink, error: ChainetteError) -> None:
-        """Keeps messages that cannot be right for whoever looks into them, and counts them."""
+        """Keeps invalid messages for an investigation, and counts them."""
         if not isinstance(error, BadMessage) or isinstance(error, Missing):
             return
         asides = error.asides if isinstance(error, PutAside) else [Aside(str(error))]
@@ -379,7 +379,7 @@ class DriveLoop:
             self.queue.put_aside(sink.run, asides)
 
     def _explain(self, sink: Sink, trouble: redis.RedisError | None) -> None:
-        """Says why nothing moves, if it can be known; again after a while."""
+        """Says why nothing moves, if the reason is known; repeated after a while."""
         now = time.monotonic()
         if now < max(self._moved_at + _STILL, self._explained_at + _AGAIN):
             return
@@ -439,7 +439,7 @@ class DriveLoop:
         )
 
     def _catch_up(self, sink: Sink) -> None:
-        """Passes on the notes of before this sink, but for those that an earlier one has counted, or may have stopped for."""
+        """Passes on notes from before this sink, except those that an earlier sink counted, or that may have stopped it."""
         while not self._caught_up:
             before = self._noted
             self._noted, events = self.queue.notes(sink.run, before)

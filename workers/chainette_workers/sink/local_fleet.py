@@ -103,7 +103,7 @@ class LocalFleet:
                     drive.run()
             except BaseException as error:
                 if isinstance(error, RunStopped) or not isinstance(error, Exception):
-                    drive.drain()  # workers that stop commit the rows that have finished
+                    drive.drain()  # stopping workers commit the rows that have finished
                 raise
 
     def clean(self, run: str) -> None:

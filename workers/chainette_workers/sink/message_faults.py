@@ -23,7 +23,7 @@ from chainette.records import CHAIN_INPUT, Output, Reason, Rejection, Row, Spent
 
 __all__ = ["admission_fault", "ended_rows", "result_fault", "root_fault"]
 
-#: The most characters of the name of a row of an earlier run.
+#: The most characters in the name of an earlier run's row.
 _LONGEST_ORIGIN = 1000
 
 _decode_whole = msgspec.json.Decoder(dict[str, object]).decode

@@ -35,7 +35,7 @@ from chainette_workers.sink.input_check import InputCheck
 
 __all__ = ["Sink"]
 
-#: The most characters and bytes that are kept of a message that was put aside.
+#: The most characters and bytes that are kept of a message put aside.
 _LONGEST = 4000
 
 
@@ -272,7 +272,7 @@ class Sink:
         self._doubted = False
 
     def _settle(self) -> None:
-        """Acknowledges all that is durable and that Redis still counts as live."""
+        """Acknowledges everything durable that Redis still counts as live."""
         self._acknowledge([root for root in self.progress.live if self.writer.has_ended(root)])
 
     def doubt(self) -> None:
