@@ -350,3 +350,22 @@ def test_a_killed_export_goes_on_with_the_same_command(tmp_path: Path, store: Ob
     assert (again.returncode, again.stdout) == (0, "3 files in s3://bucket/out\n"), again.stderr
     assert len(store.names("bucket/out")) == 3
     assert [{key: row[key] for key in ("row_id", "text")} for row in exported(store, "bucket/out", "csv")] == ROWS
+
+
+def test_an_object_that_changes_while_it_is_copied_is_refused(
+    tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = store.put("bucket/a.jsonl", lines("old"))
+    fresh = iter([lines("new")])
+
+    def change(number: int, line: str) -> str:
+        if line.startswith("GET /bucket/a"):
+            store.put("bucket/a.jsonl", next(fresh))
+        return ""
+
+    with store.link(change) as link, monkeypatch.context() as changing:
+        changing.setenv("AWS_ENDPOINT_URL", link.environment["AWS_ENDPOINT_URL"])
+        with pytest.raises(InputError, match=r"s3://bucket/a\.jsonl: (changed while it was copied|cannot be read)"):
+            CHAIN.run(url, tmp_path / "out")
+    CHAIN.run(url, tmp_path / "out")
+    assert texts(tmp_path / "out") == ["new"]
