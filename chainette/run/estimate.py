@@ -124,16 +124,16 @@ async def estimate(
         plan, options = _as_recorded(directory, state, plan, options)
     own = str(directory.sample)
     reuse = [reused for reused in options.reuse if reused != own]
+    own_sample = None  # its rows cost nothing in the run itself
     if directory.sample.exists():
         options = replace(options, reuse=(*reuse, own))
+        own_sample = (await anyio.to_thread.run_sync(read_state, RunDir(own)))[0] if sampled is None else None
     resumed = await anyio.to_thread.run_sync(KeptRows.of, directory, plan, state, units, select)
     await anyio.to_thread.run_sync(require_runs, options.reuse)
     source = await anyio.to_thread.run_sync(_opened, inputs, plan, options, directory, state)
     earlier = [(await anyio.to_thread.run_sync(read_state, RunDir(reused)))[0] for reused in reuse]
-    kept = [RunDir(own)] if sampled is None and directory.sample.exists() else []  # its rows cost nothing in the run itself
-    asked_before = [(await anyio.to_thread.run_sync(read_state, one))[0] for one in kept]
     graph = graph_of(plan)
-    known = EarlierRuns.of([one for one in (sampled, state, *earlier, *asked_before) if one is not None], graph)
+    known = EarlierRuns.of([one for one in (sampled, state, *earlier, own_sample) if one is not None], graph)
     engines = await anyio.to_thread.run_sync(_unopened, plan, known.states)
     shares = state is not None and not select and any(node.dedupe for node in plan.nodes.values())
     with tempfile.TemporaryDirectory(prefix="chainette-") as folder, closing(source):

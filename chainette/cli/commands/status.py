@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -42,6 +42,9 @@ from chainette.io.rundir.progress import Progress
 from chainette.io.rundir.run_state import RunState
 from chainette.screen.lines import view_lines
 
+if TYPE_CHECKING:
+    import redis
+
 __all__ = ["status"]
 
 
@@ -75,39 +78,64 @@ def _is_there(path: Path) -> bool:
 
 
 def _show_live(run: str | None, redis: str | None, *, watching: bool, as_json: bool) -> None:
+    """Shows what a Redis has of a run, or of the fleet; of a run that is over, its directory, if it is here."""
     try:
         connection = connect(redis)
     except RunError as error:
-        if (over := _directory_of(run)) is not None:
-            _show_directory(over, watching=watching, as_json=as_json)
+        if _show_over(run, as_json=as_json):
             return
         raise RunError(f"{_no_directory(run)}{error}") from error
     with connection:
-        board, screen = Board(connection), console()
-        if as_json and run is None:
-            print_json([fleet_json(board.fleet())])
+        board = Board(connection)
+        is_live = _print_live(board, run) if as_json else _draw_live(connection, board, run, watching=watching)
+        if is_live:
+            if watching:
+                _show_over(run, as_json=as_json)
             return
-        if as_json and (live := board.live(run or "")) is not None:
-            print_json([run_json(live)])
+        if _show_over(run, as_json=as_json):
+            tell(f"no live run {run!r}; this is its directory", err=True)
             return
-        view = FleetView(board) if run is None else RunView(board, run)
-        lines = view.draw(screen.width, max(screen.height, 24))
-        if lines is None and (over := _directory_of(run)) is not None:
-            tell(f"no live run {run!r}: it is in {over}", err=True)
-            _show_directory(over, watching=watching, as_json=as_json)
-            return
-        if lines is None:
-            known = ", ".join(info.run for info in board.runs()) or "none"
-            raise RunError(f"{_no_directory(run)}no live run {run!r}; live runs: {known}")
-        if risk := eviction_risk(connection):
-            screen.print(f"warning: {risk}", style="yellow", soft_wrap=True)
-        if watching:
-            watch(screen, view.draw)
-            if (over := _directory_of(run)) is not None:
-                _show_directory(over, watching=False, as_json=False)
-            return
-        for line in lines:
-            screen.print(line, soft_wrap=not screen.is_terminal)
+        known = ", ".join(info.run for info in board.runs()) or "none"
+        raise RunError(f"{_no_directory(run)}no live run {run!r}; live runs: {known}")
+
+
+def _print_live(board: Board, run: str | None) -> bool:
+    """Prints a run, or the fleet, as JSON; False if there is no such run."""
+    live = None if run is None else board.live(run)
+    if run is None:
+        print_json([fleet_json(board.fleet())])
+    elif live is not None:
+        print_json([run_json(live)])
+    return run is None or live is not None
+
+
+def _draw_live(connection: redis.Redis, board: Board, run: str | None, *, watching: bool) -> bool:
+    """Draws a run, or the fleet, once or until the end; False if there is no such run."""
+    screen = console()
+    view = FleetView(board) if run is None else RunView(board, run)
+    lines = view.draw(screen.width, max(screen.height, 24))
+    if lines is None:
+        return False
+    if risk := eviction_risk(connection):
+        screen.print(f"warning: {risk}", style="yellow", soft_wrap=True)
+    if watching:
+        watch(screen, view.draw)
+        return True
+    for line in lines:
+        screen.print(line, soft_wrap=not screen.is_terminal)
+    return True
+
+
+def _show_over(run: str | None, *, as_json: bool) -> bool:
+    """Shows the directory of a run that no Redis has any more; False if it is not here."""
+    for path in _directories() if run is not None else ():
+        begun = ""
+        with suppress(ChainetteError):
+            begun = read_created(RunDir(path)).run_id
+        if begun == run:
+            _show_directory(path, watching=False, as_json=as_json)
+            return True
+    return False
 
 
 def _no_directory(name: str | None) -> str:
@@ -128,15 +156,6 @@ def _directories() -> Iterator[Path]:
         for path in folder.iterdir() if folder.is_dir() else ():
             if RunDir(path).exists():
                 yield path
-
-
-def _directory_of(run: str | None) -> Path | None:
-    """The directory of a run that is no longer live, if it is here; Redis keeps nothing of it."""
-    for path in _directories() if run is not None else ():
-        with suppress(ChainetteError):
-            if read_created(RunDir(path)).run_id == run:
-                return path
-    return None
 
 
 def _show_directory(directory: Path, *, watching: bool, as_json: bool) -> None:
@@ -184,9 +203,9 @@ def _held(state: RunState) -> str:
     """The state of a run that a process works on. Only Redis knows that `chainette pause` holds it."""
     held = ""
     if shown(chosen_url(None)) in state.redis:
-        import redis  # noqa: PLC0415 - 0.2 s, which a look at a directory does not need
+        from redis import RedisError  # noqa: PLC0415 - 0.2 s, which a look at a directory does not need
 
-        with suppress(RunError, redis.RedisError), connect(timeout=2.0) as connection:
+        with suppress(RunError, RedisError), connect(timeout=2.0) as connection:
             info = Board(connection).run(state.run.run_id)
             held = "" if info is None or info.state == "running" else info.state
     return f"{held}: {command_line('unpause', state.run.run_id)} goes on" if held == "paused" else held or "running"
