@@ -1,7 +1,8 @@
-"""Shared by all commands: errors and exit codes, paths and tables for people.
+"""Shared by all commands: errors and exit codes, paths for people.
 
 `guarded` is the boundary: no exception leaves a command as a traceback unless the user passes --debug. Everything printed
-for people goes through `tell` or `console`, which escape control characters; JSON goes through `visible_json`.
+for people goes through `tell` or `console` (`screen/tables.py`), which escape control characters; JSON goes through
+`visible_json`.
 """
 
 from __future__ import annotations
@@ -13,18 +14,12 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import typer
-from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
-from rich.style import Style
-from rich.table import Table
-from rich.text import Text
 
 from chainette.cli.exit_codes import INTERRUPTED
 from chainette.cli.flags import Debug
@@ -34,12 +29,10 @@ from chainette.utils.terminal_text import visible, visible_json
 
 __all__ = [
     "command_line",
-    "console",
     "error_lines",
     "for_scripts",
     "guarded",
     "is_terminal",
-    "new_table",
     "print_json",
     "problem_line",
     "show_error",
@@ -48,9 +41,6 @@ __all__ = [
     "tell",
     "warn",
 ]
-
-#: The width of a table that is not printed to a terminal.
-_FILE_WIDTH = 200
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -171,38 +161,3 @@ def show_path(path: str | Path) -> str:
 def is_terminal() -> bool:
     """Whether stdout is a terminal."""
     return sys.stdout.isatty()
-
-
-class _SafeConsole(Console):
-    """Escapes control characters, and leaves a closed pipe to `guarded` instead of ending the process."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-    def render_str(self, text: str, *, style: str | Style = "", **options: Any) -> Text:
-        return super().render_str(visible(text), style=style, **options)  # before it is measured
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(visible(segment.text), segment.style)
-
-
-def console(*, stderr: bool = False) -> Console:
-    """A rich console that prints text as it is: no markup, no highlighting, no emoji codes."""
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else _FILE_WIDTH
-    return _SafeConsole(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
-
-
-def new_table(columns: Sequence[str], *, numbers: Iterable[str] = (), cut: Iterable[str] = ()) -> Table:
-    """An empty table without a frame. `numbers` are right-aligned; `cut` and `numbers` end in an ellipsis if too long."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    numbers, cut = {*numbers}, {*cut}
-    for column in columns:
-        table.add_column(
-            column,
-            justify="right" if column in numbers else "left",
-            no_wrap=column in cut or column in numbers,
-            overflow="ellipsis" if column in cut or column in numbers else "fold",
-        )
-    return table

@@ -13,12 +13,13 @@ from chainette_workers.service.service import Places, serve
 from rich.text import Text
 
 from chainette.cli.bundles import Task
-from chainette.cli.common import command_line, console, for_scripts, tell, warn
+from chainette.cli.common import command_line, for_scripts, tell, warn
 from chainette.cli.drive_flags import FleetDriveFlags
 from chainette.cli.exit_codes import INTERRUPTED, exit_code_of
 from chainette.cli.launch import load_plan
 from chainette.cli.screen.fleet_screen import RunView, watch
-from chainette.cli.screen.summary import counts_table, summary_lines
+from chainette.cli.screen.summary import summary_lines
+from chainette.cli.screen.tables import console, counts_table
 from chainette.core.plan import Plan
 from chainette.core.run_settings import RunSettings
 from chainette.core.usercode.confined import module_of

@@ -12,6 +12,7 @@ from chainette.cli.flags import MetricsHost, MetricsPort, OverRedis, RedisUrl, W
 from chainette.fleet.redis.connect import chosen_url, shown
 from chainette.io.rundir.events import RunCreated
 from chainette.run.options import Drive
+from chainette.utils.garbage_collection import importing
 
 __all__ = ["DriveFlags", "FleetDriveFlags", "ResumedDriveFlags", "over_redis", "reached"]
 
@@ -107,8 +108,9 @@ def reached(redis: str) -> str:
 
 def over_redis(redis: str | None, metrics_host: str = "127.0.0.1", metrics_port: int = 0) -> Drive:
     """The workers that serve a Redis."""
-    from chainette_workers.metrics.address import MetricsEndpoint  # noqa: PLC0415 - redis-py takes 0.2 s, which no local run pays
-    from chainette_workers.sink.redis_fleet import RedisFleet  # noqa: PLC0415
+    with importing():
+        from chainette_workers.metrics.address import MetricsEndpoint  # noqa: PLC0415 - redis-py, which no local run pays for
+        from chainette_workers.sink.redis_fleet import RedisFleet  # noqa: PLC0415
 
     return RedisFleet(redis, MetricsEndpoint(metrics_host, metrics_port))
 
@@ -119,14 +121,16 @@ def _own_workers(workers: str) -> Drive:
     Raises:
         typer.BadParameter: neither a number nor numbers by engine.
     """
-    from chainette_workers.sink.local_fleet import LocalFleet  # noqa: PLC0415 - as above
+    with importing():
+        from chainette_workers.sink.forked_workers import Forker  # noqa: PLC0415 - as above
+        from chainette_workers.sink.local_fleet import LocalFleet  # noqa: PLC0415
 
     try:
         if "=" not in workers:
-            return LocalFleet(_count(workers))
+            return LocalFleet(_count(workers), Forker.ahead())
         if not _BY_ENGINE.fullmatch(workers):
             raise ValueError(workers)
-        return LocalFleet({name.strip(): _count(number) for name, number in _ONE_ENGINE.findall(workers)})
+        return LocalFleet({name.strip(): _count(number) for name, number in _ONE_ENGINE.findall(workers)}, Forker.ahead())
     except ValueError:
         raise typer.BadParameter(f"--workers {workers}: expected a number, or ENGINE=N for each engine") from None
 

@@ -18,15 +18,11 @@ from types import FrameType
 import typer
 
 from chainette.cli.bundles import Task, Telling
-from chainette.cli.common import command_line, console, is_terminal, show_error, show_path, silence_stdout, tell, warn
+from chainette.cli.common import command_line, is_terminal, show_error, show_path, silence_stdout, tell, warn
 from chainette.cli.directory_status import can_go_on
 from chainette.cli.exit_codes import INTERRUPTED, exit_code_of
-from chainette.cli.screen.live import LiveView
 from chainette.cli.screen.plain import JsonLines, Plain, QuietReporter, Reporter, line_writer
-from chainette.cli.screen.show import ShowAnswers
 from chainette.cli.screen.tokens import Tokens, text_writer
-from chainette.cli.screen.tree import draw
-from chainette.cli.version import version
 from chainette.core.plan import Plan
 from chainette.core.run_settings import RunSettings
 from chainette.core.usercode.loading import LoadedChain, load_chain
@@ -53,8 +49,6 @@ from chainette.io.rundir.result import RunResult
 from chainette.run import executor
 from chainette.run.options import Drive, RunOptions
 from chainette.run.planning import compile_plan
-from chainette.utils.banner import banner
-from chainette.utils.debug import ChainDebugger
 from chainette.utils.ids import new_run_id
 from chainette.utils.plugins import HOOKS
 from chainette.utils.remote_files import is_url
@@ -72,17 +66,25 @@ def _reporter(telling: Telling, directory: RunDir, plan: Plan | None) -> Reporte
         return JsonLines(directory, line_writer())
     if telling.stream:
         return Tokens(directory, text_writer())
-    screen = console()
-    if telling.show or telling.debug or not is_terminal() or screen.is_dumb_terminal:
+    if telling.show or telling.debug or not is_terminal():
         return Plain(directory, line_writer())
-    return LiveView(directory, screen, _head(plan))
+    from chainette.cli.screen.live import LiveView  # noqa: PLC0415 - rich, which other runs do without
+    from chainette.cli.screen.tables import console  # noqa: PLC0415
+
+    screen = console()
+    return Plain(directory, line_writer()) if screen.is_dumb_terminal else LiveView(directory, screen, _head(plan))
 
 
 def _others(telling: Telling) -> Iterator[Hook]:
     """The other hooks the flags ask for."""
     if telling.show:
+        from chainette.cli.screen.show import ShowAnswers  # noqa: PLC0415 - rich
+        from chainette.cli.screen.tables import console  # noqa: PLC0415
+
         yield ShowAnswers(console())
     if telling.debug:
+        from chainette.utils.debug import ChainDebugger  # noqa: PLC0415 - for this flag only
+
         yield ChainDebugger(lambda text: tell(text, err=True))
     yield from map(_plugged, telling.hook or ())
 
@@ -105,6 +107,10 @@ def _plugged(name: str) -> Hook:
 
 def _head(plan: Plan | None) -> str:
     """The banner and the chain, printed once above the bars."""
+    from chainette.cli.screen.tree import draw  # noqa: PLC0415 - for a terminal only
+    from chainette.cli.version import version  # noqa: PLC0415
+    from chainette.utils.banner import banner  # noqa: PLC0415
+
     return "\n\n".join([banner(version()), *([draw(plan)] if plan is not None else [])])
 
 

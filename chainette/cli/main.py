@@ -6,9 +6,9 @@ are answered without it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +20,9 @@ from typer.core import TyperCommand, TyperGroup
 from chainette.cli.exit_codes import INTERRUPTED
 from chainette.cli.option_advice import AdvisingCommand
 from chainette.errors import SettingsError
-from chainette.utils.garbage_collection import collect_rarely
+from chainette.utils.garbage_collection import collect_rarely, importing
 from chainette.utils.private_files import VARIABLE as UMASK
+from chainette.utils.process_end import end, leave
 from chainette.utils.terminal_text import guard_logs, visible
 
 __all__ = ["COMMANDS", "Command", "app", "main"]
@@ -102,7 +103,9 @@ class _Commands(TyperGroup):
 
 def _imported(name: str) -> Any:
     """The command itself, from its module."""
-    function = getattr(import_module(f"chainette.cli.commands.{COMMANDS[name].module}"), name.replace("-", "_"))
+    with importing():
+        module = import_module(f"chainette.cli.commands.{COMMANDS[name].module}")
+    function = getattr(module, name.replace("-", "_"))
     alone = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
     alone.command(name, cls=AdvisingCommand, context_settings=getattr(function, "context_settings", None))(function)
     return typer.main.get_command(alone)
@@ -168,10 +171,17 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     try:
         app(prog_name="chainette")
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            _leave_at_once()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            leave(INTERRUPTED)  # without waiting for threads that still run a user's function
+        if isinstance(ended.code, int) and not _threads_of_the_user():
+            end(ended.code)
         raise
+
+
+def _threads_of_the_user() -> bool:
+    """Whether Python would wait for a thread."""
+    return any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
 
 
 def _open_standard_streams() -> None:
@@ -182,14 +192,6 @@ def _open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
-
-
-def _leave_at_once() -> None:
-    """Ends an interrupted process without waiting for threads that still run a user's function."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

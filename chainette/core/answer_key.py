@@ -18,6 +18,7 @@ from chainette.core.plan_node import NodeKind, PlanNode
 from chainette.core.step import Step
 from chainette.core.usercode.fingerprint import fingerprint_code, fingerprint_model
 from chainette.records import Message, Row
+from chainette.utils.json_schema import json_schema_of
 
 __all__ = ["KEY_BYTES", "KeyMaker", "key_of_call", "step_keys"]
 
@@ -59,7 +60,7 @@ def step_keys(plan: Plan, node: PlanNode, seed: int, identity: Mapping[str, str]
         made = plan.memo[memo] = KeyMaker(
             [
                 "step",
-                step.output_model.model_json_schema(),
+                json_schema_of(step.output_model),
                 fingerprint_model(step.output_model),
                 sorted(sampling.items()),
                 sorted(deciding_engine_settings(plan.engines[node.engine]).items()),

@@ -27,6 +27,7 @@ from chainette.core.annotations import (
     type_name,
 )
 from chainette.core.dump import schema_nodes
+from chainette.utils.json_schema import json_schema_of
 from chainette.utils.user_errors import first_line
 
 __all__ = ["fills_defaults_only", "json_kind", "misfits", "model_problems", "same_but_for_case"]
@@ -252,7 +253,7 @@ def model_problems(model: type[BaseModel]) -> list[str]:
             "set ser_json_inf_nan='strings' in its model_config"
         )
     try:
-        model.model_json_schema()
+        json_schema_of(model)
     except Exception as error:  # pydantic and the user's types may raise anything
         found.append(f"it has no JSON Schema: {first_line(error)}")
     return found
@@ -262,7 +263,7 @@ def json_kind(model: type[BaseModel]) -> str:
     """The JSON type a model reads and writes: "object" unless one of the two is certain to be another."""
     for mode in ("validation", "serialization"):
         with contextlib.suppress(Exception):  # the user's serializers have no schema, or raise when it is made
-            kind = str(model.model_json_schema(mode=mode).get("type", "object"))
+            kind = str(json_schema_of(model, mode).get("type", "object"))
             if kind != "object":
                 return kind
     return "object"

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel, ValidationError
 
+from chainette.utils.json_schema import json_schema_of
 from chainette.utils.user_errors import RAISED, told
 
 __all__ = ["NotRoundTrip", "dump_model", "dump_row", "explain", "schema_nodes", "short"]
@@ -165,7 +166,7 @@ def _declares_dumps(model: type[BaseModel]) -> bool:
 @lru_cache(maxsize=256)
 def _has_integers(model: type[BaseModel]) -> bool:
     try:
-        return b'"integer"' in msgspec.json.encode(model.model_json_schema())
+        return b'"integer"' in msgspec.json.encode(json_schema_of(model))
     except Exception:  # a model without a JSON Schema may hold anything
         return True
 

@@ -12,7 +12,7 @@ from chainette.core.step import Step
 from chainette.core.templates.types import has_member
 from chainette.errors import TemplateError
 from chainette.records import Message, Row
-from chainette.utils.json_schema import generate_json_output_prompt
+from chainette.utils.json_schema import generate_json_output_prompt, json_schema_of
 from chainette.utils.templates import Template
 from chainette.utils.user_errors import RAISED, told
 
@@ -45,8 +45,7 @@ class Prompter:
     @cached_property
     def schema(self) -> dict[str, Any]:
         """JSON Schema of an answer."""
-        schema: dict[str, Any] = self._step.output_model.model_json_schema()
-        return schema
+        return json_schema_of(self._step.output_model)
 
     @cached_property
     def instruction(self) -> str:

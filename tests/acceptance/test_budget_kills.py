@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from chainette_workers.worker.entry import WORKER_NAME
 
 from chainette import open_run
 from tests.acceptance.test_local_fleet import processes_of
@@ -59,7 +60,7 @@ def test_a_budget_holds_over_many_kills_of_a_fleet(tmp_path: Path) -> None:
             if run.poll() is not None:
                 break
             found = processes_of(project)
-            workers = [pid for pid, name in found.items() if "chainette_workers.worker.entry" in name]
+            workers = [pid for pid, name in found.items() if WORKER_NAME in name]
             if workers and draw.random() < 0.5:
                 os.kill(draw.choice(workers), signal.SIGKILL)
                 continue

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from chainette_workers.worker.entry import WORKER_NAME
 
 from tests.support.cli import until
 from tests.support.patience import LONG
@@ -81,7 +82,7 @@ def test_failures_that_a_killed_worker_has_handed_back_count_on(tmp_path: Path) 
         project.url = server.url
         run = project.start("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1")
         until(lambda: server.asked["row 3"] == 3)
-        [worker] = children(run.pid, "chainette_workers.worker.entry")
+        [worker] = children(run.pid, WORKER_NAME)
         os.kill(worker, signal.SIGKILL)
         out, err = run.communicate(timeout=LONG)
     assert run.returncode == 3, out + err

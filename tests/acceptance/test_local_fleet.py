@@ -10,9 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from chainette_workers.worker.entry import WORKER_NAME
 
 from tests.support.cli import Project, lines, until
 from tests.support.patience import LONG
+from tests.support.processes import words_of
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def processes_of(project: Project) -> dict[int, str]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if (entry / "cwd").readlink().is_relative_to(project.path):
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found[int(entry.name)] = words_of(int(entry.name))
         except OSError:
             continue
     return {pid: words for pid, words in found.items() if words}
@@ -50,9 +52,11 @@ def start(project: Project, *words: str) -> subprocess.Popen[str]:
 def test_a_fleet_gives_the_rows_of_one_process_also_when_workers_are_killed(project: Project) -> None:
     with project.kept_open():
         run = start(project)
-        workers = [pid for pid, words in processes_of(project).items() if "chainette_workers.worker.entry" in words]
-        assert len(workers) == 3
-        for pid in workers[:2]:
+        workers = {pid: words for pid, words in processes_of(project).items() if WORKER_NAME in words}
+        assert len(workers) == 3 and all(
+            "run chain.py in.jsonl" in words for words in workers.values()
+        )  # forked by the command
+        for pid in [*workers][:2]:
             os.kill(pid, signal.SIGKILL)
     out, errors = run.communicate(timeout=LONG)
     assert run.returncode == 0, errors

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from chainette_workers.worker.entry import WORKER_NAME
 
 from tests.support.cli import Project, until
 from tests.support.patience import LONG
@@ -198,7 +199,7 @@ def test_rows_that_a_killed_worker_has_committed_are_not_asked_again(slow: Slow)
         slow.url = server.url
         run = slow.start("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1")
         until(lambda: slow.given("second") == ROWS // 2)
-        [worker] = children(run.pid, "chainette_workers.worker.entry")
+        [worker] = children(run.pid, WORKER_NAME)
         os.kill(worker, signal.SIGKILL)
         later.open(server)
         out, err = run.communicate(timeout=LONG)

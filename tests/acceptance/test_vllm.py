@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chainette_workers.worker.entry import WORKER_NAME
 
 from tests.support.cli import Project, until
 from tests.support.patience import LONG
@@ -134,7 +135,7 @@ def test_a_model_that_is_killed_is_loaded_again_and_every_row_is_done_once(tiny:
 def test_a_worker_that_is_killed_leaves_no_model_behind_and_another_goes_on(tiny: ModelProject) -> None:
     with tiny.start("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "1") as run:
         until(lambda: tiny.committed() or run.poll() is not None)
-        [worker] = children(run.pid, "chainette_workers.worker.entry")
+        [worker] = children(run.pid, WORKER_NAME)
         [core] = children(worker, "EngineCore")
         os.kill(worker, signal.SIGKILL)
         until(lambda: not is_alive(core))

@@ -21,9 +21,11 @@ import msgspec
 import pytest
 from chainette_workers.runtime import UNUSABLE
 from chainette_workers.worker.configuration import WorkerConfig
+from chainette_workers.worker.entry import WORKER_NAME
 
 from tests.support.cli import Project, lines, until
 from tests.support.patience import LONG
+from tests.support.processes import words_of
 from tests.support.valkey import Database
 
 ALL = ("run", "chain.py", "in.jsonl", "-o", "fleet", "--workers", "2")
@@ -95,7 +97,7 @@ def every_process() -> Iterator[tuple[int, str, Path]]:
     """(pid, command line, folder) of every live process."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            words = words_of(int(entry.name))
             folder = (entry / "cwd").readlink()
         except OSError:
             continue
@@ -122,7 +124,7 @@ def test_workers_that_are_killed_again_and_again_cost_nothing(project: FleetProj
     run = project.begin()
     kills = 0
     while run.poll() is None and kills < 4:
-        for pid in project.processes("chainette_workers.worker.entry")[:1]:
+        for pid in project.processes(WORKER_NAME)[:1]:
             with suppress(ProcessLookupError):  # the run has just ended
                 os.kill(pid, signal.SIGKILL)
                 kills += 1

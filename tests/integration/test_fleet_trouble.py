@@ -148,6 +148,30 @@ def test_calls_that_do_not_arrive_and_replies_that_are_lost_cost_nothing(site: S
     }
 
 
+class LettingGo(Driven):
+    """Counts the units that are durable, and the ends of the run, when it needs its workers no more."""
+
+    def __init__(self, url: str, site: Site) -> None:
+        super().__init__(url)
+        self.site, self.seen = site, list[tuple[int, int]]()
+
+    def __call__(self, session: Session) -> None:
+        with connect(self.url) as client:
+            DriveLoop(session, FleetQueue(client), Board(client), {}, self.window, let_go=self.look).run()
+
+    def look(self) -> None:
+        self.seen.append((len(self.site.events("unit_committed")), len(self.site.events("run_finished"))))
+
+
+@pytest.mark.long
+def test_workers_may_go_once_every_row_is_durable_and_before_the_run_is_finished(site: Site, database: Database) -> None:
+    drive = LettingGo(database.url, site)
+    with site.worker(database.url):
+        result = site.run(drive)
+    site.require_whole(result)
+    assert drive.seen == [(len(site.events("unit_committed")), 0)] and len(site.events("run_finished")) == 1
+
+
 class Forgetful(FleetQueue):
     """A Redis that dies after an acknowledgement and comes back without it, as one that syncs once a second may."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,8 +56,40 @@ def test_forked_workers_have_their_own_input_environment_log_and_end(workers: li
     assert killed.wait(LONG) == -signal.SIGKILL and not (tmp_path / "c.log").read_text()
 
 
+AHEAD = """
+import os, signal, sys, threading
+import msgspec
+from chainette_workers.sink.forked_workers import Forker, fork_workers
+from chainette_workers.worker.configuration import WorkerConfig
+
+forker, unused = Forker.ahead(), Forker.ahead()
+os.kill(forker.process.pid, signal.SIGINT)  # as a terminal sends it to all
+os.environ["CHAINETTE_REDIS_URL"] = "unix://late.socket"
+os.mkdir("late")
+os.chdir("late")
+log = os.open("log", os.O_WRONLY | os.O_CREAT)
+[worker] = fork_workers([log], [{}], forker)
+worker.stdin.write(msgspec.json.encode(WorkerConfig(None, ["judge"], ".")) + b"\\n")
+worker.stdin.close()
+print(worker.wait(60), "late.socket" in open("log").read(), sys.stdin.read())
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+print(Forker.ahead(), unused.process.pid)
+"""
+
+
+def test_a_forker_that_was_started_ahead_takes_the_folder_and_the_environment_of_its_order_and_none_of_the_input(
+    tmp_path: Path,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AHEAD], cwd=tmp_path, input="rows", capture_output=True, text=True, timeout=LONG, check=True
+    )
+    worked, ahead_of_threads, unused = done.stdout.rpartition(" ")[0].splitlines() + done.stdout.split()[-1:]
+    assert (worked, ahead_of_threads, done.stderr) == ("1 True rows", "None", "")
+    until(lambda: not Path(f"/proc/{unused}").exists())
+
+
 def test_workers_that_were_never_forked_count_as_dead(workers: list[ForkedWorker]) -> None:
-    workers[0]._forking.process.kill()
+    workers[0]._forker.process.kill()
     assert [worker.wait(LONG) for worker in workers] == [1, 1, 1]
 
 

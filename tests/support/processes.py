@@ -16,9 +16,15 @@ def free_port() -> int:
 
 
 def children(parent: int, words: str = "") -> list[int]:
-    """Process ids of a process's children; with words, of those whose command line has them."""
+    """Process ids of a process's children; with words, of those whose name or command line has them."""
     listed = " ".join(_read(task / "children") for task in Path(f"/proc/{parent}/task").glob("*"))
-    return [pid for pid in map(int, listed.split()) if words in _read(Path(f"/proc/{pid}/cmdline"))]
+    return [pid for pid in map(int, listed.split()) if words in words_of(pid)]
+
+
+def words_of(pid: int) -> str:
+    """The name and the command line of a process; "" if it has ended."""
+    line = _read(Path(f"/proc/{pid}/cmdline")).replace("\0", " ")
+    return f"{_read(Path(f'/proc/{pid}/comm')).strip()} {line}" if line else ""
 
 
 def _read(path: Path) -> str:

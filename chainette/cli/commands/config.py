@@ -6,10 +6,11 @@ from typing import Any
 
 import typer
 
-from chainette.cli.common import console, guarded, new_table, print_json
+from chainette.cli.common import guarded, print_json
 from chainette.cli.flags import AsJson
 from chainette.cli.project_file import FILE, KEYS
 from chainette.cli.screen.record import cell
+from chainette.cli.screen.tables import console, new_table
 from chainette.fleet.redis.connect import shown
 
 __all__ = ["config"]

@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from chainette.cli.common import console, guarded, new_table, print_json
+from chainette.cli.common import guarded, print_json
 from chainette.cli.flags import AsJson
 from chainette.cli.screen.record import cell, indented
+from chainette.cli.screen.tables import console, new_table
 from chainette.io.rundir.comparison import ChangedRow, Comparison, compare
 from chainette.io.rundir.result import open_run
 

@@ -12,6 +12,7 @@ from chainette.cli.common import guarded
 from chainette.cli.drive_flags import FleetDriveFlags
 from chainette.cli.signature import Hidden
 from chainette.core.run_settings import RunSettings
+from chainette.utils.garbage_collection import importing
 
 __all__ = ["enqueue"]
 
@@ -49,7 +50,8 @@ def enqueue(
     if detach and no_sink:
         raise typer.BadParameter("--detach leaves both halves to services, --no-sink one of them; give one")
     if not (detach or no_sink):
-        from chainette.cli.launch import run_task  # noqa: PLC0415 - most of the package, which --help does without
+        with importing():
+            from chainette.cli.launch import run_task  # noqa: PLC0415 - most of the package, which --help does without
 
         run_task(task, settings, way.drive(telling.watching), telling)
         return

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from chainette.cli.common import console, guarded, new_table, print_json, show_path, tell, warn
+from chainette.cli.common import guarded, print_json, show_path, tell, warn
 from chainette.cli.flags import AsJson, ChainRef, ChainRoot, Settings
 from chainette.cli.launch import load_plan
+from chainette.cli.screen.tables import console, new_table
 from chainette.cli.screen.tree import draw
 from chainette.cli.signature import Only
 from chainette.core.dag import describe_engines, describe_folder, describe_models, describe_rows, render_mermaid

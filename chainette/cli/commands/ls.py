@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from chainette.cli.common import command_line, console, guarded, new_table, print_json
+from chainette.cli.common import command_line, guarded, print_json
 from chainette.cli.directory_status import is_working, standing
 from chainette.cli.flags import AsJson
+from chainette.cli.screen.tables import console, new_table
 from chainette.errors import ChainetteError
 from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.open import read_state

@@ -14,9 +14,10 @@ import msgspec
 import typer
 
 from chainette.cli.bundles import Task
-from chainette.cli.common import command_line, console, guarded, new_table, print_json, warn
+from chainette.cli.common import command_line, guarded, print_json, warn
 from chainette.cli.flags import AsJson, Select
 from chainette.cli.launch import load_plan
+from chainette.cli.screen.tables import console, new_table
 from chainette.cli.signature import Hidden, Only
 from chainette.core.run_settings import RunSettings
 from chainette.core.usercode.parameters import text_of

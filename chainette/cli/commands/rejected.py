@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from chainette.cli.bundles import Telling
-from chainette.cli.common import command_line, console, for_scripts, guarded, is_terminal, new_table, print_json, tell
+from chainette.cli.common import command_line, for_scripts, guarded, is_terminal, print_json, tell
 from chainette.cli.flags import AsJson, RunDirectory, Yes
 from chainette.cli.launch import launch, require_trust
+from chainette.cli.screen.tables import console, new_table
 from chainette.cli.signature import Only, words_of
 from chainette.core.run_settings import RECORDED, UNRECORDED, RunSettings
 from chainette.core.usercode.parameters import text_of

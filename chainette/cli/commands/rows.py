@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from chainette.cli.common import console, guarded, new_table, print_json
+from chainette.cli.common import guarded, print_json
 from chainette.cli.flags import AsJson, RunDirectory
 from chainette.cli.screen.record import cell, field_lines
+from chainette.cli.screen.tables import console, new_table
 from chainette.errors import TemplateError
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir

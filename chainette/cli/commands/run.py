@@ -10,6 +10,7 @@ from chainette.cli.bundles import Task, Telling
 from chainette.cli.common import guarded
 from chainette.cli.drive_flags import DriveFlags
 from chainette.core.run_settings import RunSettings
+from chainette.utils.garbage_collection import importing
 
 __all__ = ["MOST_STREAMED", "StreamWriter", "run"]
 
@@ -28,7 +29,8 @@ def run(task: Task, settings: RunSettings, way: DriveFlags, telling: Telling, st
     Ctrl-C leaves a directory that `chainette resume` goes on with. Exit codes: 0 done, 1 error, 2 usage,
     3 done with rejected rows, 130 interrupted.
     """
-    from chainette.cli.launch import run_task  # noqa: PLC0415 - most of the package, which --help does without
+    with importing():
+        from chainette.cli.launch import run_task  # noqa: PLC0415 - most of the package, which --help does without
 
     del stream_writer
     drive = way.drive(telling.watching)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from chainette.cli.common import command_line, console, guarded, print_json, tell
+from chainette.cli.common import command_line, guarded, print_json, tell
 from chainette.cli.directory_status import is_working, standing, version_lines
 from chainette.cli.flags import AsJson, RedisUrl
 from chainette.cli.fleet_json import fleet_json, run_json
@@ -20,7 +20,6 @@ from chainette.cli.screen.summary import (
     accept_lines,
     accounting_line,
     ahead_line,
-    counts_table,
     engine_lines,
     escalation_lines,
     next_lines,
@@ -29,6 +28,7 @@ from chainette.cli.screen.summary import (
     token_line,
     way_lines,
 )
+from chainette.cli.screen.tables import console, counts_table
 from chainette.core.usercode.parameters import text_of
 from chainette.errors import ChainetteError, RunDirectoryError, RunError
 from chainette.fleet.redis.connect import chosen_url, connect, eviction_risk, shown

@@ -10,10 +10,11 @@ import msgspec
 import typer
 from rich.console import Console
 
-from chainette.cli.common import console, guarded, print_json, show_path
+from chainette.cli.common import guarded, print_json, show_path
 from chainette.cli.flags import AsJson, RunDirectory, Yes
 from chainette.cli.launch import require_trust
 from chainette.cli.screen.record import field_lines, indented
+from chainette.cli.screen.tables import console
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.row_story import RowStory, StepResult, story_of
 from chainette.run.row_prompts import RowPrompts, prompts_of

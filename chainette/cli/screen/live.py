@@ -12,7 +12,8 @@ from rich.text import Text
 
 from chainette.cli.common import show_path
 from chainette.cli.screen.plain import Reporter
-from chainette.cli.screen.summary import counts_table, summary_lines
+from chainette.cli.screen.summary import summary_lines
+from chainette.cli.screen.tables import counts_table
 from chainette.io.rundir.result import RunResult
 from chainette.screen.live_bars import TerminalBars
 from chainette.utils.terminal_text import visible

@@ -14,8 +14,8 @@ from typing import Self
 
 import msgspec
 
-from chainette.cli.common import console, for_scripts, show_path
-from chainette.cli.screen.summary import counts_table, summary_lines
+from chainette.cli.common import for_scripts, show_path
+from chainette.cli.screen.summary import summary_lines
 from chainette.engine.base import Completion, Request
 from chainette.hooks import Hook
 from chainette.io.rundir.events import EngineLoaded, Event, RunResumed, RunStarted, UnitCommitted, UnitRetried
@@ -142,6 +142,8 @@ class Plain(Reporter):
             self._write(progress_line(view, self.progress))
 
     def end(self, result: RunResult) -> None:
+        from chainette.cli.screen.tables import console, counts_table  # noqa: PLC0415 - rich, which a quiet run does without
+
         metadata = result.metadata
         console().print(counts_table(metadata))
         for line in summary_lines(metadata, show_path(result.dir)):

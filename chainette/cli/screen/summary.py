@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.table import Table
 
-from chainette.cli.common import command_line, new_table
+from chainette.cli.common import command_line
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status
 from chainette.records import CHAIN_INPUT
@@ -23,7 +22,6 @@ __all__ = [
     "ahead_line",
     "candidate_lines",
     "cost_line",
-    "counts_table",
     "engine_lines",
     "escalation_lines",
     "next_lines",
@@ -35,18 +33,6 @@ __all__ = [
     "token_line",
     "way_lines",
 ]
-
-_COLUMNS = ("in", "out", "rejected", "dropped", "stopped", "expanded")
-
-
-def counts_table(metadata: Mapping[str, Any]) -> Table:
-    """Rows per step, as the accounting counts them."""
-    table = new_table(("step", *_COLUMNS, "tokens"), numbers=(*_COLUMNS, "tokens"), cut=("step",))
-    for step, counts in metadata["steps"].items():
-        cells = [f"{counts[column]:,}" if counts[column] or column in ("in", "out") else "-" for column in _COLUMNS]
-        tokens = counts.get("usage", {}).get("completion_tokens", 0)
-        table.add_row(row_name(step), *cells, f"{tokens:,}" if tokens else "-")
-    return table
 
 
 def row_name(step: str) -> str:

@@ -46,6 +46,7 @@ from chainette.core.usercode.syntax import (
     targets,
 )
 from chainette.core.usercode.volatile_data import differs_by_process, from_a_set, names_of_own_state, names_of_state, origins_of
+from chainette.utils.json_schema import json_schema_of
 
 __all__ = ["fingerprint_code", "fingerprint_model"]
 
@@ -70,7 +71,7 @@ def fingerprint_model(model: type[BaseModel]) -> str:
 
 def _schema(model: type[BaseModel]) -> str:
     try:
-        return public_name(json.dumps(model.model_json_schema(), sort_keys=True))
+        return public_name(json.dumps(json_schema_of(model), sort_keys=True))
     except Exception:  # the plan's check reports it, so any text will do
         return repr(sorted(model.model_fields))
 

@@ -54,11 +54,12 @@ def _inside(span: tuple[int | None, int | None, int | None, int | None], body: a
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Everything below a node that is not inside a nested function or class."""
+    """Everything below a node that is neither inside a nested function or class, nor an expression."""
     for child in ast.iter_child_nodes(node):
-        yield child
-        if not isinstance(child, _DEFINITIONS):
-            yield from _statements(child)
+        if not isinstance(child, ast.expr):
+            yield child
+            if not isinstance(child, _DEFINITIONS):
+                yield from _statements(child)
 
 
 def class_node(tree: ast.AST, qualname: str) -> ast.ClassDef | None:

@@ -45,16 +45,16 @@ class Change:
 
     #: The change, as users read it.
     words: str
-    #: Words of a refusal that ask for it.
-    pattern: re.Pattern[str]
+    #: Words of a refusal that ask for it: a pattern, which few processes ever need.
+    pattern: str
     #: Whether the step left the parameter open.
     is_ours: Callable[[SamplingParams], bool]
     apply: Callable[[Body], None]
 
 
-def _named(name: str) -> re.Pattern[str]:
+def _named(name: str) -> str:
     """A refusal that names a parameter."""
-    return re.compile(rf"({name}).*{_REFUSED}|{_REFUSED}.*({name})", re.IGNORECASE | re.DOTALL)
+    return rf"({name}).*{_REFUSED}|{_REFUSED}.*({name})"
 
 
 def _rename(old: str, new: str) -> Callable[[Body], None]:
@@ -104,7 +104,7 @@ def _fold_system(body: Body) -> None:
 CHANGES = {
     "max_completion_tokens": Change(
         "max_tokens is sent as max_completion_tokens",
-        re.compile(rf"max_tokens.*max_completion_tokens|{_REFUSED}.*\bmax_tokens\b", re.IGNORECASE | re.DOTALL),
+        rf"max_tokens.*max_completion_tokens|{_REFUSED}.*\bmax_tokens\b",
         lambda _sampling: True,
         _rename("max_tokens", "max_completion_tokens"),
     ),
@@ -129,11 +129,8 @@ CHANGES = {
     "looser_schema": Change(
         "keywords of the schema that not every grammar has (pattern, multipleOf, uniqueItems, ...) are not sent; answers are "
         "validated",
-        re.compile(
-            r"schema.*(features?|keywords?|constraints?|patterns?|regex).*not (supported|permitted|allowed)"
-            r"|invalid schema|invalid grammar|compil\w+ grammar|grammar.*(fail|error|invalid)",
-            re.IGNORECASE | re.DOTALL,
-        ),
+        r"schema.*(features?|keywords?|constraints?|patterns?|regex).*not (supported|permitted|allowed)"
+        r"|invalid schema|invalid grammar|compil\w+ grammar|grammar.*(fail|error|invalid)",
         lambda _sampling: True,
         _loosen,
     ),
@@ -180,7 +177,7 @@ def remedy(words: str, sampling: SamplingParams, body: Body, made: Sequence[str]
     refused = [adapted(body, made[:count]) for count in range(len(made) + 1)]
     before = refused[-1]
     for name, change in CHANGES.items():
-        if name in made or not change.pattern.search(words) or not change.is_ours(sampling):
+        if name in made or not re.search(change.pattern, words, re.IGNORECASE | re.DOTALL) or not change.is_ours(sampling):
             continue
         after = adapted(body, [*made, name])
         touched = [key for key in before | after if before.get(key) != after.get(key)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from chainette.fleet.redis.connect import is_damage
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["SCRIPTS", "Scripts"]
+__all__ = ["SCRIPTS", "Scripts", "sources"]
 
 SCRIPTS = (
     "ack",
@@ -49,6 +51,9 @@ SCRIPTS = (
     "total",
 )
 
+#: Sources that others include.
+_PARTS = ("effects", "strikes", "workers")
+
 #: Scripts that may simply be repeated: a repetition finishes an interrupted call. Callers of the others must look again first.
 _REPEATABLE = frozenset(
     {
@@ -77,7 +82,7 @@ class Scripts:
     """The scripts of `fleet/redis/scripts/` over one connection pool; loaded again if the server forgot them."""
 
     def __init__(self, connection: redis.Redis) -> None:
-        self.by_name = {name: connection.register_script(_source(name)) for name in SCRIPTS}
+        self.by_name = {name: connection.register_script(source) for name, source in sources().items()}
 
     def call(self, name: str, **arguments: Any) -> Any:
         """A script's reply. `bytes` among the arguments travel as they are.
@@ -101,12 +106,19 @@ class Scripts:
             return self.by_name[name](args=[packed, *blobs])
 
 
-def _source(name: str) -> str:
+@cache
+def sources() -> Mapping[str, str]:
+    """The scripts by name, read once in a process."""
     folder = files("chainette.fleet.redis.scripts")
-    source = folder.joinpath(f"{name}.lua").read_text()
-    for part in ("effects", "strikes", "workers"):
-        source = source.replace(f"--{part.upper()}\n", folder.joinpath(f"{part}.lua").read_text())
-    return folder.joinpath("common.lua").read_text() + source
+    read = {name: folder.joinpath(f"{name}.lua").read_text() for name in (*SCRIPTS, *_PARTS, "common")}
+
+    def whole(name: str) -> str:
+        source = read[name]
+        for part in _PARTS:
+            source = source.replace(f"--{part.upper()}\n", read[part])
+        return read["common"] + source
+
+    return {name: whole(name) for name in SCRIPTS}
 
 
 def _with_blobs(value: Any, blobs: list[bytes]) -> Any:

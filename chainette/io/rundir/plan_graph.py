@@ -12,6 +12,7 @@ from chainette.io.rundir.graph import Graph
 from chainette.io.tables.features import dataset_features
 from chainette.io.tables.schemas import Added, ShardSchemas
 from chainette.records import declared_of
+from chainette.utils.json_schema import json_schema_of
 
 __all__ = ["graph_of"]
 
@@ -27,7 +28,7 @@ def graph_of(plan: Plan, added: Added = _NOTHING) -> Graph:
         "fingerprint": plan.fingerprint,
         "batch_size": plan.batch_size,
         "parameters": dict(plan.parameters),
-        "input_model": plan.input_model.model_json_schema(),
+        "input_model": json_schema_of(plan.input_model),
         "input_fingerprint": plan.input_fingerprint,
         "columns": list(plan.columns),
         "first": _plain(plan.first),
@@ -61,7 +62,7 @@ def _describe(plan: Plan, node: PlanNode) -> dict[str, Any]:
     described |= {"escalate": list(node.node.escalate)} if isinstance(node.node, Step) and node.node.escalate else {}
     if declared_of(node.id) != node.id:
         return described
-    described["output_schema"] = node.output_model.model_json_schema() if node.output_model else None
+    described["output_schema"] = json_schema_of(node.output_model) if node.output_model else None
     if isinstance(node.node, Step):
         described |= {
             "system_prompt": node.node.system_prompt,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from chainette.io.rundir.card import CardConfig, render_card, shards_digest
 from chainette.io.rundir.metadata import metadata_of
-from chainette.io.rundir.paths import RunDir, publish
+from chainette.io.rundir.paths import RunDir, publish_all
 from chainette.io.rundir.replay import pretty
 from chainette.io.rundir.run_state import RunState
 from chainette.io.tables.features import columns_of
@@ -16,13 +16,12 @@ __all__ = ["publish_metadata", "render_files"]
 
 
 def publish_metadata(directory: RunDir, state: RunState) -> None:
-    """Writes the derived files, each whole.
+    """Writes the derived files, each whole, though a crash may leave some of them as they were.
 
     Raises:
         DiskError: the disk refused.
     """
-    for name, data in render_files(state).items():
-        publish(directory.path / name, data)
+    publish_all({directory.path / name: data for name, data in render_files(state).items()})
 
 
 def render_files(state: RunState) -> dict[str, bytes]:

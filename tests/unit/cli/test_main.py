@@ -108,11 +108,23 @@ def test_a_command_that_prints_something_to_read_prints_it_as_json_too(name: str
 def test_standard_streams_that_are_closed_are_opened_on_nothing() -> None:
     """As `chainette run ... <&- >&-` begins: its event loop would take a descriptor, and abort the process as it closes it."""
     code = (
-        "import os, sys; sys.argv = ['chainette', '--version']; from chainette.cli import main\n"
-        "try: main.main()\n"
-        "except SystemExit: is_nothing = [os.path.samestat(os.fstat(n), os.stat(os.devnull)) for n in (0, 1)]\n"
-        "print(is_nothing, None in (sys.stdin, sys.stdout), file=sys.stderr)"
+        "import atexit, os, sys; sys.argv = ['chainette', '--version']; from chainette.cli import main\n"
+        "def say():\n"
+        "    is_nothing = [os.path.samestat(os.fstat(n), os.stat(os.devnull)) for n in (0, 1)]\n"
+        "    print(is_nothing, None in (sys.stdin, sys.stdout), file=sys.stderr)\n"
+        "atexit.register(say); main.main()"
     )
     command = ["sh", "-c", 'exec "$0" -c "$1" <&- >&-', sys.executable, code]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (0, "[True, True] False\n")
+
+
+def test_a_command_waits_for_a_thread_that_a_chain_began() -> None:
+    code = (
+        "import sys, threading; from chainette.cli import main\n"
+        "def late(): threading.main_thread().join(); print('late')\n"
+        "def app(**_): threading.Thread(target=late).start(); sys.exit(3)\n"
+        "main.app = app; main.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "late\n", "")

@@ -89,6 +89,8 @@ class DriveLoop:
     order: int = 0
     #: Called when something became durable (True), and when nothing moves (False).
     tend: Callable[[bool], None] = lambda _moved: None
+    #: Called when every row is durable, and the files of the run are still to be written: workers may end meanwhile.
+    let_go: Callable[[], None] = lambda: None
     #: Whether the workers are children of this process.
     own_workers: bool = False
     _phases: Phases = field(init=False)
@@ -148,15 +150,13 @@ class DriveLoop:
                 require_answers()
                 moved = self._move(sink, coordinator)
                 if session.has_enough:
-                    session.finish()
-                    self._close(sink)
+                    self._finish(sink)
                     return
                 if not moved and self._search(sink) and coordinator.finished and sink.progress.total is None:
                     coordinator = None  # Redis went back to before it knew the end of the input
                 elif not moved and coordinator.finished and (progress := sink.progress).complete:
                     if not progress.suspended:
-                        session.finish()
-                        self._close(sink)
+                        self._finish(sink)
                         return
                     self._enter_next_phase(sink)
                     begin = sink.raise_epoch
@@ -352,6 +352,11 @@ class DriveLoop:
             return ""
         found = info.sink if info is not None else ""
         return found if found != self.fields.get(Role.SINK, "") and found in members else ""
+
+    def _finish(self, sink: Sink) -> None:
+        self.let_go()
+        self.session.finish()
+        self._close(sink)
 
     def _close(self, sink: Sink) -> None:
         """Takes the finished run out of Redis, as soon as that answers."""

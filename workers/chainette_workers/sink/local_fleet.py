@@ -30,6 +30,7 @@ from chainette.run.window import budget_for, window_for
 from chainette.utils.private_files import make_folder
 from chainette_workers.runtime import UNUSABLE
 from chainette_workers.sink.drive import DriveLoop
+from chainette_workers.sink.forked_workers import Forker
 from chainette_workers.sink.worker_processes import Child, prepared, running
 from chainette_workers.worker.configuration import WorkerConfig
 from chainette_workers.worker.gpus import CUDA_DEVICES, visible
@@ -56,6 +57,8 @@ class LocalFleet:
 
     #: Processes per engine: one number for all, or by engine.
     workers: int | Mapping[str, int]
+    #: Forks the workers of the first session; later ones, and those of a program, get an interpreter.
+    forker: Forker | None = None
     #: Its Valkey ends with the session, so a later session begins a new epoch.
     attaches: ClassVar[bool] = False
 
@@ -72,8 +75,9 @@ class LocalFleet:
     def __call__(self, session: Session) -> None:
         with _folder(session.writer.directory) as folder:
             children = list(self._children(session, folder))
+            backends = {config.backend for config in session.plan.engines.values()}
             # the server starts while the workers import; nobody reads its data later, so it need not end in good order
-            with prepared(children), EmbeddedServer.start(folder / "data", grace=0) as server:
+            with prepared(children, self.forker, backends), EmbeddedServer.start(folder / "data", grace=0) as server:
                 self._drive(session, children, server)
 
     def _children(self, session: Session, folder: Path) -> Iterator[Child]:
@@ -96,8 +100,13 @@ class LocalFleet:
                 _revive(server)
             _tend(children, moved)
 
+        def let_go() -> None:
+            for child in children:
+                child.release()
+
         with connect(server.url) as connection:
-            drive = DriveLoop(session, FleetQueue(connection), Board(connection), {}, window, tend=tend, own_workers=True)
+            queue, board = FleetQueue(connection), Board(connection)
+            drive = DriveLoop(session, queue, board, {}, window, tend=tend, let_go=let_go, own_workers=True)
             try:
                 with running(children):
                     drive.run()

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from chainette.errors import RunError
 from chainette.utils.backoff import backoff
 from chainette.utils.private_files import open_file
 from chainette_workers.runtime import UNUSABLE
-from chainette_workers.sink.forked_workers import ENTRY, ForkedWorker, fork_workers
+from chainette_workers.sink.forked_workers import ENTRY, ForkedWorker, Forker, fork_workers
 from chainette_workers.worker.configuration import WorkerConfig
 
 __all__ = ["Child", "prepared", "running", "supervise"]
@@ -118,13 +118,14 @@ def _appended(log: Path | None) -> Iterator[int | None]:
         os.close(descriptor)
 
 
-def _prepare_together(children: Sequence[Child]) -> None:
-    """Starts several at once from one interpreter, if the system can; restarted ones get their own."""
-    if len(children) < 2:
+def _prepare_together(children: Sequence[Child], forker: Forker | None, backends: Collection[str]) -> None:
+    """Starts several at once from one process, if the system can; restarted ones get an interpreter each."""
+    forker = None if forker is not None and forker.is_used else forker
+    if len(children) < (2 if forker is None else 1):
         return
     with ExitStack() as stack:
         logs = [stack.enter_context(_appended(child.log)) for child in children]
-        forked = fork_workers(logs, [{**child.environment} for child in children])
+        forked = fork_workers(logs, [{**child.environment} for child in children], forker, backends)
     for child, process in zip(children, forked or (), strict=False):
         child.process, child._started_at = process, time.monotonic()
 
@@ -139,10 +140,11 @@ def running(children: Sequence[Child]) -> Iterator[None]:
 
 
 @contextmanager
-def prepared(children: Sequence[Child]) -> Iterator[None]:
-    """The children live inside the block; at its end all are gone."""
+def prepared(children: Sequence[Child], forker: Forker | None = None, backends: Collection[str] = ()) -> Iterator[None]:
+    """The children live inside the block, forked by `forker` if it has not been used, with the modules of `backends`; at its
+    end all are gone."""
     try:
-        _prepare_together([child for child in children if child.process is None])
+        _prepare_together([child for child in children if child.process is None], forker, backends)
         for child in children:
             child.prepare()
         yield

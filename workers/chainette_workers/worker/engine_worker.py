@@ -133,7 +133,7 @@ class EngineWorker(Worker):
         try:
             async with self._attached() as heartbeat, anyio.create_task_group() as group:
                 group.start_soon(self._watch, stop, heartbeat, group.cancel_scope)
-                group.start_soon(self.served.follow)
+                group.start_soon(self.served.follow, self._look_again)
                 group.start_soon(self._choose)
                 group.start_soon(self.commit_parts)
                 group.start_soon(self._exchange_answers)
@@ -204,6 +204,11 @@ class EngineWorker(Worker):
             else:
                 await self.hands.change(self._pause)
                 self._pause = min(_LATE, 2 * self._pause)
+
+    def _look_again(self) -> None:
+        """Units of a new run are claimed at once."""
+        self._pause = _SOON
+        self.hands.tell()
 
     async def _exchange_answers(self) -> None:
         """Tells other workers the answers that rows share, and asks them."""

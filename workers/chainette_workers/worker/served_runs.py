@@ -23,9 +23,12 @@ __all__ = ["FUNCTIONS", "JOINS", "ServedRuns", "lane_of"]
 #: Lanes that are no engine's.
 FUNCTIONS, JOINS = "functions", "joins"
 
-#: Seconds between two looks at the list of runs, if there are any or none, and at a run that could not be served: its files
-#: may have changed.
-_LOOK, _SOON, _AGAIN = 1.0, 0.1, 5.0
+#: Seconds between two looks at the list of runs, if there are any, and if there are none: at first, since the run that a
+#: worker was started for is about to begin, and later.
+_LOOK, _FIRST, _SOON = 1.0, 0.01, 0.1
+
+#: Seconds until another look at a run that could not be served: its files may have changed.
+_AGAIN = 5.0
 
 
 @dataclass
@@ -55,14 +58,18 @@ class ServedRuns:
     _known: dict[tuple[str, int], _Known] = field(default_factory=dict)
     _turn: int = 0
 
-    async def follow(self) -> None:
-        """Keeps up with the list of runs."""
+    async def follow(self, news: Callable[[], None]) -> None:
+        """Keeps up with the list of runs; calls `news` when there are more to serve."""
+        pause = _FIRST
         while True:
-            await self.look()
-            await anyio.sleep(_LOOK if self._known else _SOON)
+            if await self.look():
+                news()
+            await anyio.sleep(_LOOK if self._known else pause)
+            pause = min(_SOON, 2 * pause)
 
-    async def look(self) -> None:
-        """Learns of new runs and of new epochs, and forgets those that are gone."""
+    async def look(self) -> bool:
+        """Learns of new runs and of new epochs, and forgets those that are gone; whether there are more to serve."""
+        more = False
         infos = {(info.run, info.epoch): info for info in await insist(self.queue.runs)}
         for key in [*self._known]:
             if key not in infos:
@@ -76,6 +83,8 @@ class ServedRuns:
                 continue
             plan = await anyio.to_thread.run_sync(self.plan_of, info)
             self._known[key] = _Known(info, None) if plan is None else self._served(info, plan)
+            more = more or plan is not None
+        return more
 
     def _served(self, info: RunInfo, plan: Plan) -> _Known:
         def lane(plan: Plan, name: str) -> str | None:

@@ -1,0 +1,29 @@
+"""A process that leaves at once loses nothing that it wrote."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import gc, sys, threading
+from chainette.utils.process_end import leave
+
+def writer():
+    file = open("notes.txt", "w")
+    return lambda text: file.write(text)
+
+gc.freeze()
+write = writer()
+write("whole")
+print("said")
+threading.Thread(target=threading.Event().wait).start()
+leave(7)
+"""
+
+
+def test_a_process_that_leaves_has_written_all_and_waits_for_no_thread(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "said\n", "")
+    assert (tmp_path / "notes.txt").read_text() == "whole"
