@@ -24,8 +24,8 @@ from pydantic import BaseModel
 from chainette import Chain, Step, register_engine
 from chainette.core.compile import compile_chain
 from chainette.io.rundir.answer_collection import index_of
-from chainette.io.rundir.events import RunCreated, UnitCommitted
-from chainette.io.rundir.log import encode_line, read_log
+from chainette.io.rundir.event_log import encode_line, read_log
+from chainette.io.rundir.event_types import RunCreated, UnitCommitted
 from chainette.io.rundir.paths import RunDir
 from chainette.run.answer_sources import AnswerSources
 from chainette.run.stored_answers import StoredAnswers

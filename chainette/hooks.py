@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from chainette.core.plan import Plan
     from chainette.core.streaming import StreamEvent
     from chainette.engine.base import Completion, Request
-    from chainette.io.rundir.events import Event
+    from chainette.io.rundir.event_types import Event
 
 __all__ = ["Hook", "Hooks", "Laps", "Stage"]
 

@@ -23,7 +23,7 @@ from rich.text import Text
 from chainette.cli.launch import load_plan
 from chainette.cli.screen.tree import draw
 from chainette.core.run_settings import RunSettings
-from chainette.io.rundir.events import Event
+from chainette.io.rundir.event_types import Event
 from chainette.run import executor
 from chainette.screen.live_bars import Bars
 

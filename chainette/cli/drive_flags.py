@@ -10,7 +10,7 @@ import typer
 
 from chainette.cli.flags import MetricsHost, MetricsPort, OverRedis, RedisUrl, Workers
 from chainette.fleet.redis.connect import chosen_url, shown
-from chainette.io.rundir.events import RunCreated
+from chainette.io.rundir.event_types import RunCreated
 from chainette.run.options import Drive
 from chainette.utils.garbage_collection import importing
 

@@ -91,8 +91,8 @@ class Chain:
 
     def _repr_html_(self) -> str:
         """The drawing of `chainette inspect-dag`, or the problems of a chain that does not fit together, for notebooks."""
+        from chainette.core.chain_drawing import render_unicode
         from chainette.core.compile import compile_chain
-        from chainette.core.dag import render_unicode
 
         try:
             shown = render_unicode(compile_chain(self))

@@ -18,8 +18,8 @@ from chainette.core.streaming import Joined
 from chainette.engine.base import Engine
 from chainette.hooks import Hook, Laps, Stage
 from chainette.records import Outcome, Reason, Row, Unit, Usage
-from chainette.run.allowance import Allowance
 from chainette.run.blame import Evidence
+from chainette.run.budget_reservation import BudgetReservation
 from chainette.run.functions import Away, call
 from chainette.run.shared_answers import Questions
 from chainette.run.steps import Asking
@@ -61,7 +61,7 @@ async def fill(
     seed: int = 0,
     away: Away = anyio.to_thread.run_sync,
     evidence: Evidence | None = None,
-    allowance: Allowance | None = None,
+    reservation: BudgetReservation | None = None,
     questions: Questions | None = None,
 ) -> None:
     """Runs rows through the result's node. Each is in the result as soon as it is finished, and stays there.
@@ -74,7 +74,7 @@ async def fill(
     if node.kind is NodeKind.STEP:
         assert engine is not None
         evidence = evidence or Evidence()
-        await Asking(plan, node, engine, seed, hook, laps, result, evidence, allowance, questions).run(rows)
+        await Asking(plan, node, engine, seed, hook, laps, result, evidence, reservation, questions).run(rows)
     else:
         await call(result, rows, away)
     laps.lap(Stage.GENERATE)

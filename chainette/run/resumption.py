@@ -24,8 +24,8 @@ from chainette.errors import DamagedRun, InputError, RunDirectoryError, RunDirec
 from chainette.io.rundir.changes import FLATTENED
 from chainette.io.rundir.dependents import starts_of
 from chainette.io.rundir.directory_swap import remove_leftovers
+from chainette.io.rundir.event_log import EventLog
 from chainette.io.rundir.fork import Reopen, fork
-from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.logged_paths import placed_input
 from chainette.io.rundir.open import read_state, recover
 from chainette.io.rundir.origin import require_no_links
@@ -38,8 +38,8 @@ from chainette.io.rundir.writer import Reopened, tidy
 from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan, registry_of
 from chainette.run.recorded_options import recorded_options, wanted_of
-from chainette.run.rejections import Rejections
 from chainette.run.resumed_input import lengthened_input, resumed_input
+from chainette.run.retried_rejections import Rejections
 from chainette.run.same_chain import require_unchanged, taken_back, tell_rescues, way_to_recompute
 from chainette.run.selection import REJECTED, require_nodes, selection_of
 from chainette.run.session import check_drive, finish_run

@@ -31,11 +31,11 @@ from chainette.fleet.protocol.run_fields import RunInfo, used_fields
 from chainette.hooks import Hook
 from chainette.io.inputs.roots_ahead import Root
 from chainette.io.rundir.accepted_rows import has_enough, may_begin
-from chainette.io.rundir.events import BudgetUsed, Event
+from chainette.io.rundir.event_types import BudgetUsed, Event
 from chainette.records import PYTHON, Outcome, Rejection, Row
-from chainette.run.allowance import Allowance, is_spent
 from chainette.run.answer_sources import Answers
 from chainette.run.blame import Evidence
+from chainette.run.budget_reservation import BudgetReservation, is_spent
 from chainette.run.coordinator import Coordinator
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.limits import Limits, RejectWatch
@@ -95,7 +95,7 @@ class LocalRun(Worker):
     hands: InFlight = field(default_factory=InFlight)
     busy: set[HeldUnit] = field(default_factory=set)
     evidence: dict[tuple[str, int, str], Evidence] = field(default_factory=dict)
-    allowances: dict[tuple[str, int, str], Allowance] = field(default_factory=dict)
+    reservations: dict[tuple[str, int, str], BudgetReservation] = field(default_factory=dict)
     shared: SharedAnswers = field(default_factory=SharedAnswers)
     budget: Budget | None = field(init=False)
     #: The part of it that earlier sessions have spent.

@@ -27,7 +27,7 @@ from chainette.io.inputs.roots import Roots
 from chainette.io.inputs.roots_ahead import Root
 from chainette.io.inputs.validate import InputModel
 from chainette.io.rundir.accepted_rows import has_enough, may_begin
-from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, RunResumed, RunStarted
+from chainette.io.rundir.event_types import EngineLoaded, EngineReleased, Event, RunResumed, RunStarted
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.run_state import Status

@@ -29,7 +29,7 @@ from chainette.io.inputs.renaming import Renaming
 from chainette.io.inputs.spool import spool
 from chainette.io.inputs.validate import InputModel, columns_of
 from chainette.io.rundir.directory_swap import finish_swap
-from chainette.io.rundir.events import RunCreated
+from chainette.io.rundir.event_types import RunCreated
 from chainette.io.rundir.logged_paths import placed_below, placed_input, way_to
 from chainette.io.rundir.open import claim_directory, create, git_commit, versions
 from chainette.io.rundir.paths import RunDir

@@ -24,10 +24,10 @@ from chainette.engine.concurrent_requests import ask_all
 from chainette.errors import EngineRefused, EngineUnavailable, RequestsFailed, TemplateError
 from chainette.hooks import Hook, Laps, Stage
 from chainette.records import Message, Output, Reason, Row, Usage
-from chainette.run.allowance import Allowance
 from chainette.run.answers import BadAnswer, read_answer, read_value, readable
 from chainette.run.ask import FRESH, Ask, row_seed
 from chainette.run.blame import Evidence
+from chainette.run.budget_reservation import BudgetReservation
 from chainette.run.reask import correction
 from chainette.run.shared_answers import Questions, SharedAnswer
 from chainette.run.unit_result import MAX_ROW_BYTES, RAW_LIMIT, UnitResult, raised, streamed, writable
@@ -77,7 +77,7 @@ class Asking:
     result: UnitResult
     evidence: Evidence
     #: The run's budget; None if it has none.
-    allowance: Allowance | None = None
+    reservation: BudgetReservation | None = None
     #: The questions that rows share; None: every row asks for itself.
     questions: Questions | None = None
     prompts: Prompter = field(init=False)
@@ -249,13 +249,13 @@ class Asking:
         Raises:
             BudgetExhausted: some of them do not fit it.
         """
-        if self.allowance is None:
+        if self.reservation is None:
             await self.send(asks)
             return
         longest, seconds = self.step.sampling.max_tokens, self.engine.time.per_request
-        needs = [self.allowance.need(ask.messages, longest, seconds) for ask in asks]
+        needs = [self.reservation.need(ask.messages, longest, seconds) for ask in asks]
         while needs:
-            granted = await self.allowance.take(needs)
+            granted = await self.reservation.take(needs)
             now, reserved, asks, needs = asks[:granted], needs[:granted], asks[granted:], needs[granted:]
             if needs:
                 self._rounds.start_soon(self.send, now, reserved)
@@ -277,8 +277,8 @@ class Asking:
                 self.hook.on_generated(self.node.engine, 1)
                 used = completion.usage.busy_for(time.end(clock(), mark))
                 answer = msgspec.structs.replace(completion, usage=used)
-                if self.allowance is not None:
-                    self.allowance.settle(reserved[index], answer.usage)
+                if self.reservation is not None:
+                    self.reservation.settle(reserved[index], answer.usage)
                 self.take_in(unanswered.pop(index), requests[index], answer)
 
         self.hook.on_generating(self.node.engine, len(requests))
@@ -298,12 +298,12 @@ class Asking:
             self._failure = self._failure or error
             for ask in unanswered.values():
                 self.no_answer(ask, error)
-            if self.allowance is not None:
-                self.allowance.forgo([reserved[index] for index in unanswered])
+            if self.reservation is not None:
+                self.reservation.forgo([reserved[index] for index in unanswered])
         except anyio.get_cancelled_exc_class():
             self.result.cancelled += Usage(requests=len(unanswered))
-            if self.allowance is not None:
-                self.allowance.abandon(len(unanswered))
+            if self.reservation is not None:
+                self.reservation.abandon(len(unanswered))
             raise
         finally:
             self.result.cancelled += Usage(busy=sum(time.end(clock(), mark) for _ in unanswered))

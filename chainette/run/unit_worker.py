@@ -34,11 +34,11 @@ from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.queue_values import Claim, EngineAccount, Lost
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.hooks import Hook, Stage
-from chainette.io.rundir.events import AnswersDiscarded, EngineAdapted, EngineProbed, UnitRetried
+from chainette.io.rundir.event_types import AnswersDiscarded, EngineAdapted, EngineProbed, UnitRetried
 from chainette.records import Outcome, Usage, step_of
-from chainette.run.allowance import Allowance
 from chainette.run.answer_sources import Answers
 from chainette.run.blame import Evidence
+from chainette.run.budget_reservation import BudgetReservation
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.process import fill
 from chainette.run.shared_answers import Questions, SharedAnswers
@@ -154,7 +154,7 @@ class Worker(ABC):
     #: (run, epoch, step) -> evidence about its requests.
     evidence: dict[tuple[str, int, str], Evidence]
     #: (run, epoch, engine) -> this worker's part in the budgets of the run and of the engine.
-    allowances: dict[tuple[str, int, str], Allowance]
+    reservations: dict[tuple[str, int, str], BudgetReservation]
     #: Questions that rows share.
     shared: SharedAnswers
     #: Seconds an engine may not answer before a run gives up.
@@ -220,8 +220,8 @@ class Worker(ABC):
         """Tells the log the usage of probes, and how the declaration was adapted to the engine."""
         evidence = self.evidence.get(_key_of(held))
         if evidence is not None and evidence.spent.requests:
-            if (allowance := self.allowance_of(held)) is not None:
-                allowance.add(evidence.spent)
+            if (reservation := self.reservation_of(held)) is not None:
+                reservation.add(evidence.spent)
             event = EngineProbed(node=held.node, engine=held.told_engine, usage=evidence.spent)
             evidence.spent = Usage()
             await self.ask(partial(self.queue.note, held.claim.run, event))
@@ -256,17 +256,21 @@ class Worker(ABC):
 
     # -- the budget
 
-    def allowance_of(self, held: HeldUnit) -> Allowance | None:
+    def reservation_of(self, held: HeldUnit) -> BudgetReservation | None:
         """This worker's part in the budgets of the unit's run and engine; None if neither has one."""
         budget, node = held.info.budget, held.plan.stations.get(held.claim.unit.node)
         if budget is None or node is None or node.engine not in held.plan.engines:
             return None
         key = run, epoch, engine = held.claim.run, held.claim.epoch, node.engine
-        if key not in self.allowances:
-            self.allowances = {known: each for known, each in self.allowances.items() if known[0] != run or known[1] == epoch}
+        if key not in self.reservations:
+            self.reservations = {
+                known: each for known, each in self.reservations.items() if known[0] != run or known[1] == epoch
+            }
             account = EngineAccount(engine, held.plan.engines[engine].digest, budget.engines.get(engine, NO_LIMITS))
-            self.allowances[key] = Allowance(budget, engine, partial(self.reserve, RunKeys(run, epoch), budget.limits, account))
-        return self.allowances[key]
+            self.reservations[key] = BudgetReservation(
+                budget, engine, partial(self.reserve, RunKeys(run, epoch), budget.limits, account)
+            )
+        return self.reservations[key]
 
     async def reserve(
         self,
@@ -293,9 +297,9 @@ class Worker(ABC):
 
     async def settle(self, held: HeldUnit) -> None:
         """Tells the queue the cost of the unit's answers."""
-        if (allowance := self.allowance_of(held)) is not None:
+        if (reservation := self.reservation_of(held)) is not None:
             with suppress(BudgetExhausted):  # the epoch is over
-                await allowance.flush()
+                await reservation.flush()
 
     async def exhaust(self, held: HeldUnit, error: BudgetExhausted) -> None:
         """Returns a unit whose requests do not fit the budget, until the run goes on with a larger one."""
@@ -410,8 +414,8 @@ class Worker(ABC):
         evidence, rows, questions = self.evidence_of(held), held.claim.unit.rows, self.questions_of(held, result)
         while True:
             try:
-                allowance = self.allowance_of(held)
-                await fill(result, rows, engine, seed=seed, evidence=evidence, allowance=allowance, questions=questions)
+                reservation = self.reservation_of(held)
+                await fill(result, rows, engine, seed=seed, evidence=evidence, reservation=reservation, questions=questions)
             except RequestsFailed as error:
                 tries = max((result.unfinished[row].tries for row in error.rows if row in result.unfinished), default=0)
                 if not self.must_probe(held.lane, evidence, error, tries):

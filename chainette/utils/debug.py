@@ -14,7 +14,7 @@ from chainette.hooks import Hook
 
 if TYPE_CHECKING:
     from chainette.engine.base import Completion, Request
-    from chainette.io.rundir.events import Event
+    from chainette.io.rundir.event_types import Event
 
 __all__ = ["ChainDebugger"]
 

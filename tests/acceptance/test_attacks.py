@@ -18,9 +18,9 @@ from redis import Redis
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Admission, Result
 from chainette.fleet.redis.run_registry import Board
-from chainette.io.rundir import events as known
+from chainette.io.rundir import event_types as known
+from chainette.io.rundir.event_log import encode_line
 from chainette.io.rundir.graph import Graph
-from chainette.io.rundir.log import encode_line
 from chainette.records import Output, Reason, Rejection, Usage, encode
 from tests.integration.test_redis_users import Fleet
 from tests.support.cli import Project, lines, until

@@ -16,7 +16,7 @@ import pytest
 
 from chainette.errors import DiskError
 from chainette.hooks import Hook
-from chainette.io.rundir.events import Event, UnitCommitted
+from chainette.io.rundir.event_types import Event, UnitCommitted
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.run_state import Status
 from chainette.run.executor import resume

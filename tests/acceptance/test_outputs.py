@@ -16,7 +16,7 @@ from chainette import Chain, Step, apply, register_engine
 from chainette.core.run_settings import Format
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.hooks import Hook
-from chainette.io.rundir.events import Event, UnitCommitted
+from chainette.io.rundir.event_types import Event, UnitCommitted
 from chainette.io.rundir.result import RunResult
 from chainette.run.executor import resume
 from tests.support.readers import TOOLS, read

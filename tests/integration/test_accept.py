@@ -19,7 +19,7 @@ from chainette.cli.main import app
 from chainette.errors import DeclarationError, InputError, RunDirectoryError, RunStopped
 from chainette.hooks import Hook
 from chainette.io.rundir.accepted_rows import AcceptedRows
-from chainette.io.rundir.events import RootDone
+from chainette.io.rundir.event_types import RootDone
 from chainette.run.executor import resume, retry_rejected
 from tests.support.crash import copies
 from tests.support.drawn import Drawing, Element, Item, built, nodes_of

@@ -16,7 +16,7 @@ from chainette.engine.config import EngineRegistry, using_registry
 from chainette.engine.price import Price, Rate
 from chainette.engine.shared_time import SharedTime
 from chainette.errors import EngineConfigError, InputError, RunStopped
-from chainette.io.rundir.log import read_log
+from chainette.io.rundir.event_log import read_log
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status

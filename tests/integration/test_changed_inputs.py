@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from chainette import Chain, RunResult, apply
 from chainette.errors import InputError
 from chainette.hooks import Hook
-from chainette.io.rundir.events import UnitCommitted
+from chainette.io.rundir.event_types import UnitCommitted
 
 ROWS = 2000
 #: Rows that are done when the input changes; far fewer than the reader may have read ahead.

@@ -17,7 +17,7 @@ from chainette.engine.llama_cpp.server import LlamaCppEngine, LlamaCppOptions
 from chainette.engine.simulated.simulator import SimulatedEngine
 from chainette.errors import ChainChanged, RunStopped
 from chainette.hooks import Hook
-from chainette.io.rundir.events import EngineLoaded, Event, UnitCommitted
+from chainette.io.rundir.event_types import EngineLoaded, Event, UnitCommitted
 from chainette.io.rundir.result import RunResult
 from chainette.run.executor import resume, retry_rejected
 from tests.support.chains import Facts, Text, Word, content, texts

@@ -18,8 +18,8 @@ from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged
 from chainette.hooks import Hook
 from chainette.io.rundir.changes import changes_between
-from chainette.io.rundir.events import Event, UnitCommitted
-from chainette.io.rundir.log import read_log
+from chainette.io.rundir.event_log import read_log
+from chainette.io.rundir.event_types import Event, UnitCommitted
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.replay import replay
 from chainette.io.rundir.result import RunResult

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from chainette.errors import DamagedRun, DiskError, RunDirectoryError
-from chainette.io.rundir.log import read_log
+from chainette.io.rundir.event_log import read_log
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.publish import render_files

@@ -18,7 +18,7 @@ from chainette.engine.base import Completion, Finish, Request
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged, DeclarationError, EngineUnavailable, PlanError
 from chainette.hooks import Hook
-from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event
+from chainette.io.rundir.event_types import EngineLoaded, EngineReleased, Event
 from chainette.io.rundir.result import RunResult
 from chainette.records import Earlier, Row, Spent, Unit, Usage, step_of
 from chainette.run.executor import resume, retry_rejected

@@ -18,8 +18,8 @@ from chainette.core.run_settings import Format
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import DamagedRun, NotFinished, RunDirectoryError
 from chainette.io.inputs.roots import Roots
-from chainette.io.rundir.events import AnyEvent, RunFinished, UnitCommitted
-from chainette.io.rundir.log import encode_line, read_log
+from chainette.io.rundir.event_log import encode_line, read_log
+from chainette.io.rundir.event_types import AnyEvent, RunFinished, UnitCommitted
 from chainette.io.rundir.open import read_state, recover
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status

@@ -14,7 +14,7 @@ from chainette_workers.worker.engine_worker import EngineWorker
 
 from chainette.fleet.protocol.queue_values import Claim
 from chainette.fleet.redis.redis_queue import FleetQueue
-from chainette.io.rundir.events import WorkerRefused
+from chainette.io.rundir.event_types import WorkerRefused
 from chainette.records import CHAIN_INPUT, Row, Unit, encode
 from tests.support.claims import claim_one
 from tests.support.fleet import QueueRun, forked, opened, straight, work

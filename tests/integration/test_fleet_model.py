@@ -36,7 +36,7 @@ from chainette.io.inputs.locate import open_input
 from chainette.io.inputs.roots import Roots
 from chainette.io.inputs.roots_ahead import Root
 from chainette.io.inputs.validate import InputModel
-from chainette.io.rundir.events import RunCreated
+from chainette.io.rundir.event_types import RunCreated
 from chainette.io.rundir.open import claim_directory, create, read_state, recover
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.plan_graph import graph_of
@@ -138,7 +138,7 @@ class Fleet:
 
     def state_at_start(self, epoch: int) -> RunState:
         """The log up to the event that began the epoch."""
-        from chainette.io.rundir.log import read_log
+        from chainette.io.rundir.event_log import read_log
 
         state = RunState()
         for offset, event in read_log(self.directory.log):

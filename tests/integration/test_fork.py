@@ -16,7 +16,7 @@ from chainette.core.run_settings import Format
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged, RunDirectoryError, RunDirectoryInUse
 from chainette.io.rundir.directory_swap import finish_swap
-from chainette.io.rundir.log import EventLog, read_log
+from chainette.io.rundir.event_log import EventLog, read_log
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.replay import replay

@@ -12,7 +12,7 @@ from chainette import Chain, apply, open_run
 from chainette.errors import InputError
 from chainette.hooks import Hook
 from chainette.io.inputs.hub import HubRows, is_hub
-from chainette.io.rundir.events import Event, UnitCommitted
+from chainette.io.rundir.event_types import Event, UnitCommitted
 from chainette.run.executor import resume
 from tests.support.chains import Text
 from tests.support.cli import Project

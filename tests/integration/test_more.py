@@ -11,7 +11,7 @@ from chainette.core.run_settings import Format
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import InputError, RunDirectoryError, RunStopped
 from chainette.hooks import Hook
-from chainette.io.rundir.events import Event, UnitCommitted
+from chainette.io.rundir.event_types import Event, UnitCommitted
 from chainette.run import executor
 from tests.support.chains import Text, Word
 from tests.support.cli import Project

@@ -17,7 +17,7 @@ import pytest
 from chainette import Chain, RunResult, apply, open_run
 from chainette.errors import DamagedRun, InputError, RunDirectoryError, RunError
 from chainette.hooks import Hook
-from chainette.io.rundir.events import Event, UnitCommitted
+from chainette.io.rundir.event_types import Event, UnitCommitted
 from chainette.io.tables.exported_files import ExportFormat
 from chainette.run.executor import resume
 from tests.support.chains import Text

@@ -34,7 +34,7 @@ from chainette.fleet.protocol.queue_values import (
     Turn,
 )
 from chainette.fleet.redis.redis_queue import FleetQueue
-from chainette.io.rundir.events import EngineReleased, UnitRetried
+from chainette.io.rundir.event_types import EngineReleased, UnitRetried
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Rejection, Row, Unfinished, Usage
 from chainette.run.process import poisoned, process
 from tests.support.claims import claim_one

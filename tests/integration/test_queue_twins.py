@@ -28,7 +28,7 @@ from chainette.fleet.protocol.keys import RunKeys, rq_queue
 from chainette.fleet.protocol.messages import BadMessage, RootRecord
 from chainette.fleet.protocol.queue_values import ANCHOR, Cancelled, Claim, Drain, Entry, Lost
 from chainette.fleet.redis.redis_queue import FleetQueue
-from chainette.io.rundir.events import EngineReleased
+from chainette.io.rundir.event_types import EngineReleased
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Rejection, Row, Unit, row_order
 from chainette.run.process import poisoned, process
 from tests.support.fleet import forked, straight

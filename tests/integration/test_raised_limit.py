@@ -13,7 +13,7 @@ from chainette import Chain, RunResult, Step, apply, register_engine
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import RunDirectoryError, RunStopped
 from chainette.hooks import Hook
-from chainette.io.rundir.events import UnitCommitted
+from chainette.io.rundir.event_types import UnitCommitted
 from chainette.run import executor
 
 

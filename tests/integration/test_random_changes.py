@@ -14,7 +14,7 @@ from chainette import Branch, Chain, JoinBranch
 from chainette.core.branch import Element
 from chainette.errors import ChainChanged
 from chainette.hooks import Hook
-from chainette.io.rundir.events import Event, UnitCommitted
+from chainette.io.rundir.event_types import Event, UnitCommitted
 from chainette.io.rundir.result import RunResult
 from chainette.run.executor import resume
 from tests.integration.test_random_chains import ROWS

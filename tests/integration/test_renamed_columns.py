@@ -17,7 +17,7 @@ from chainette.hooks import Hook
 from chainette.io.inputs.locate import open_input
 from chainette.io.inputs.renaming import Renaming
 from chainette.io.inputs.validate import InputModel
-from chainette.io.rundir.events import Event, UnitCommitted
+from chainette.io.rundir.event_types import Event, UnitCommitted
 from chainette.run.executor import resume
 from tests.support.cli import Project
 

@@ -15,8 +15,8 @@ from chainette.core.run_settings import Format
 from chainette.engine.base import Completion, Finish, Request
 from chainette.errors import ChainChanged
 from chainette.hooks import Hook
-from chainette.io.rundir.events import Event, RunResumed, UnitCommitted
-from chainette.io.rundir.log import read_log
+from chainette.io.rundir.event_log import read_log
+from chainette.io.rundir.event_types import Event, RunResumed, UnitCommitted
 from chainette.io.rundir.result import RunResult
 from chainette.records import Usage
 from chainette.run.executor import resume, retry_rejected

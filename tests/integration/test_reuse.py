@@ -18,7 +18,7 @@ from chainette.core.run_settings import Format
 from chainette.engine.base import Completion, Engine, Finish, Request
 from chainette.errors import DamagedRun, InputError, RunDirectoryError, RunStopped
 from chainette.io.rundir.answer_collection import build, index_of
-from chainette.io.rundir.log import EventLog
+from chainette.io.rundir.event_log import EventLog
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.run_state import Status
@@ -238,7 +238,7 @@ def _planned(chain: Chain) -> Any:
 
 
 def committed(directory: Path) -> list[Any]:
-    from chainette.io.rundir.log import read_log
+    from chainette.io.rundir.event_log import read_log
 
     return [event for _, event in read_log(directory / "events.jsonl") if getattr(event, "keys", b"")]
 

@@ -11,8 +11,8 @@ import pytest
 
 from chainette import Chain, SamplingParams, Step, register_engine
 from chainette.core.branch import Element
+from chainette.core.chain_drawing import render_ascii, render_mermaid
 from chainette.core.compile import compile_chain
-from chainette.core.dag import render_ascii, render_mermaid
 from chainette.engine.base import Request
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged, DeclarationError, PlanError

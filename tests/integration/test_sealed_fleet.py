@@ -18,8 +18,8 @@ from chainette.fleet.protocol.queue_values import ANCHOR, Asker, Claim, Turn
 from chainette.fleet.protocol.seals import FleetKey, NoKey, Purpose, Unsealed, seals_of
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order
-from chainette.io.rundir.events import AnswersDiscarded, WorkerJoined
-from chainette.io.rundir.log import encode_line
+from chainette.io.rundir.event_log import encode_line
+from chainette.io.rundir.event_types import AnswersDiscarded, WorkerJoined
 from chainette.records import CHAIN_INPUT, Output, Row, Unit, Usage, encode
 from chainette.run.process import poisoned
 from tests.support.fleet import QueueRun, forked, opened, record, straight

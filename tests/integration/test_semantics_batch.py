@@ -12,8 +12,8 @@ from pydantic import BaseModel, field_validator
 
 from chainette import BatchApply, Chain, RunResult
 from chainette.core.apply import Cardinality
+from chainette.core.chain_drawing import render_ascii
 from chainette.core.compile import compile_chain
-from chainette.core.dag import render_ascii
 from chainette.errors import DeclarationError
 
 

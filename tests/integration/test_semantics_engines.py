@@ -18,7 +18,7 @@ from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import EngineConfigError, EngineRefused, EngineUnavailable, RunStopped
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.queue_values import Claim
-from chainette.io.rundir.events import AnswersDiscarded, EngineLoaded, EngineReleased, RunPaused, UnitRetried
+from chainette.io.rundir.event_types import AnswersDiscarded, EngineLoaded, EngineReleased, RunPaused, UnitRetried
 from chainette.run.executor import resume
 from tests.support.asking_chains import SAME, asking, events, flaky
 from tests.support.chains import Text, Word, content, finished, texts, write_inputs

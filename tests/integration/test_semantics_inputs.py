@@ -10,7 +10,7 @@ import pytest
 from chainette import Chain, apply
 from chainette.errors import InputError
 from chainette.hooks import Hook
-from chainette.io.rundir.events import Event, UnitCommitted
+from chainette.io.rundir.event_types import Event, UnitCommitted
 from chainette.io.rundir.result import RunResult
 from chainette.run.executor import resume
 from tests.support.chains import Text, content, write_inputs

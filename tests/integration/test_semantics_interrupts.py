@@ -19,9 +19,9 @@ from chainette.engine.base import Request
 from chainette.errors import DiskError
 from chainette.fleet.protocol.queue_values import Entry
 from chainette.hooks import Hook
-from chainette.io.rundir.events import Event, RunPaused, UnitCommitted
+from chainette.io.rundir.event_log import EventLog
+from chainette.io.rundir.event_types import Event, RunPaused, UnitCommitted
 from chainette.io.rundir.live_roots import Item
-from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.writer import RunWriter
 from chainette.run.executor import resume
 from chainette.run.local_sink import LocalSink

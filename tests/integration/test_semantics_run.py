@@ -16,7 +16,7 @@ from chainette.engine.base import Completion, Request
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import EngineRefused, InputError, RunDirectoryError, RunDirectoryInUse, RunStopped
 from chainette.hooks import Hook
-from chainette.io.rundir.events import Event, RunPaused, UnitCommitted
+from chainette.io.rundir.event_types import Event, RunPaused, UnitCommitted
 from chainette.io.rundir.run_state import Status
 from chainette.run.executor import resume
 from tests.support.asking_chains import SAME, Watch, asking, events

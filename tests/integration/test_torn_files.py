@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from chainette import Chain
 from chainette.core.compile import compile_chain
 from chainette.errors import ChainetteError, DamagedRun, RunDirectoryError
-from chainette.io.rundir.events import UnitCommitted
-from chainette.io.rundir.log import read_log
+from chainette.io.rundir.event_log import read_log
+from chainette.io.rundir.event_types import UnitCommitted
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.publish import render_files

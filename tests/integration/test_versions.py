@@ -14,7 +14,7 @@ from chainette import Chain, SamplingParams, Step, apply
 from chainette.core.run_settings import Format
 from chainette.engine.base import Completion, Request
 from chainette.errors import EngineUnavailable, RunDirectoryError, RunDirectoryInUse, RunStopped
-from chainette.io.rundir.log import EventLog
+from chainette.io.rundir.event_log import EventLog
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult

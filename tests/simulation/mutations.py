@@ -29,7 +29,7 @@ _FLOW = "chainette/core/flow.py"
 _DURABLE = "chainette/core/durable.py"
 _JOINING = "chainette/core/joining.py"
 _WRITER = "chainette/io/rundir/writer.py"
-_LOG = "chainette/io/rundir/log.py"
+_LOG = "chainette/io/rundir/event_log.py"
 _SHARDS = "chainette/io/rundir/shards.py"
 _SEALING = "chainette/io/rundir/sealing.py"
 _FORK = "chainette/io/rundir/fork.py"
@@ -233,7 +233,7 @@ MUTATIONS = (
         _LOG,
         "            os.ftruncate(self._file, offset)\n            os.fsync(self._file)\n",
         "            pass\n",
-        "tests/unit/io/rundir/test_log.py",
+        "tests/unit/io/rundir/test_event_log.py",
     ),
     Mutation("a write that failed stays in the log", _LOG, "            self._take_back(start, seq)\n", ""),
     Mutation(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from chainette_workers.sink.drive import DriveLoop
-from chainette_workers.sink.lease import Lease
+from chainette_workers.sink.service_lease import ServiceLease
 from chainette_workers.worker.engine_pool import EnginePool
 from chainette_workers.worker.engine_worker import EngineWorker
 from chainette_workers.worker.served_runs import ServedRuns
@@ -22,7 +22,7 @@ from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.redis.lookups import Lookups
 from chainette.fleet.redis.run_registry import Board
 from chainette.hooks import Hook
-from chainette.io.rundir.events import Event
+from chainette.io.rundir.event_types import Event
 from chainette.io.rundir.paths import RunDir
 from chainette.records import PYTHON
 from chainette.run.options import RunOptions
@@ -63,7 +63,7 @@ class SimulatedDrive:
         assert process is not None
         board, queue = cast("Board", SimulatedBoard(process, self.server)), cast("LeasedQueue", Line(process, self.server))
         me = f"enqueue-{secrets.token_hex(6)}"
-        with Lease(board, me, "enqueue") as lease:
+        with ServiceLease(board, me, "enqueue") as lease:
             drive = DriveLoop(session, queue, board, {"sink": me, "coordinator": me}, self.window, tend=lambda _: lease.renew())
             drive.run()
 

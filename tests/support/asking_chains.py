@@ -9,8 +9,8 @@ from chainette import Chain, Step
 from chainette.engine.base import Request
 from chainette.errors import EngineUnavailable
 from chainette.hooks import Hook
-from chainette.io.rundir.events import Event
-from chainette.io.rundir.log import read_log
+from chainette.io.rundir.event_log import read_log
+from chainette.io.rundir.event_types import Event
 from tests.support.chains import Text, Word
 
 __all__ = ["SAME", "Watch", "asking", "events", "flaky"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from chainette.io.rundir.log import EventLog
+from chainette.io.rundir.event_log import EventLog
 from chainette.io.rundir.sealing import Sealer
 from chainette.io.rundir.shards import StreamWriter
 

@@ -15,7 +15,7 @@ from chainette.cli.launch import load_plan
 from chainette.cli.screen.tables import console, new_table
 from chainette.cli.screen.tree import draw
 from chainette.cli.signature import Only
-from chainette.core.dag import describe_engines, describe_folder, describe_models, describe_rows, render_mermaid
+from chainette.core.chain_drawing import describe_engines, describe_folder, describe_models, describe_rows, render_mermaid
 from chainette.core.plan import Plan
 from chainette.core.plan_node import PlanNode
 from chainette.core.run_settings import RunSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chainette.cli.common import guarded, show_path, tell
 from chainette.cli.flags import RunDirectory
-from chainette.io.rundir.log import EventLog
+from chainette.io.rundir.event_log import EventLog
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.origin import require_no_links
 from chainette.io.rundir.paths import RunDir, publish

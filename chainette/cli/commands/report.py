@@ -14,8 +14,8 @@ from chainette.cli.flags import RunDirectory
 from chainette.cli.screen.summary import plan_line
 from chainette.engine.price import Price, parse_price
 from chainette.errors import EngineConfigError
-from chainette.io.rundir.events import timestamp
-from chainette.io.rundir.log import read_log
+from chainette.io.rundir.event_log import read_log
+from chainette.io.rundir.event_types import timestamp
 from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.open import read_state, require_shards
 from chainette.io.rundir.paths import RunDir, publish

@@ -26,7 +26,7 @@ from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order, Role, relative_runs
 from chainette.hooks import Hook
 from chainette.io.rundir.chain_marks import marks_of
-from chainette.io.rundir.events import RunCreated
+from chainette.io.rundir.event_types import RunCreated
 from chainette.io.rundir.open import read_created, read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult

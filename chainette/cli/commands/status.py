@@ -34,7 +34,7 @@ from chainette.errors import ChainetteError, RunDirectoryError, RunError
 from chainette.fleet.redis.connect import chosen_url, connect, eviction_risk, shown
 from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.directory_swap import finish_swap
-from chainette.io.rundir.log import read_log
+from chainette.io.rundir.event_log import read_log
 from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.open import read_created, read_state, require_shards
 from chainette.io.rundir.paths import RunDir

@@ -18,7 +18,7 @@ from chainette.cli.common import for_scripts, show_path
 from chainette.cli.screen.summary import summary_lines
 from chainette.engine.base import Completion, Request
 from chainette.hooks import Hook
-from chainette.io.rundir.events import EngineLoaded, Event, RunResumed, RunStarted, UnitCommitted, UnitRetried
+from chainette.io.rundir.event_types import EngineLoaded, Event, RunResumed, RunStarted, UnitCommitted, UnitRetried
 from chainette.io.rundir.progress import Progress, TotalView, earlier_events
 from chainette.io.rundir.result import RunResult
 from chainette.screen.numbers import clock, short

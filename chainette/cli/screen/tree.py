@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from chainette.core.dag import render_ascii, render_unicode
+from chainette.core.chain_drawing import render_ascii, render_unicode
 from chainette.core.plan import Plan
 
 __all__ = ["draw"]

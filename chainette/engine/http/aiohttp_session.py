@@ -6,8 +6,8 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from chainette.engine.http.carrier import Answer, Body, Carrier, ConnectionBroken, OnLine, Unreachable, system_tls
 from chainette.engine.http.endpoints import Address
-from chainette.engine.http.exchange import Answer, Body, Carrier, ConnectionBroken, OnLine, Unreachable, system_tls
 
 if TYPE_CHECKING:
     import aiohttp

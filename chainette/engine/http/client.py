@@ -17,10 +17,10 @@ from urllib.request import getproxies, proxy_bypass
 import msgspec
 
 from chainette.engine.config import EngineConfig, expand_secrets
+from chainette.engine.http.carrier import Carrier, ConnectionBroken, OnLine, Unreachable
 from chainette.engine.http.connections import Connections
 from chainette.engine.http.endpoints import Address, BasePath, Endpoint, address
 from chainette.engine.http.error_replies import Failure, Fault
-from chainette.engine.http.exchange import Carrier, ConnectionBroken, OnLine, Unreachable
 from chainette.engine.http.http_options import HttpOptions
 from chainette.errors import EngineConfigError, EngineUnavailable
 

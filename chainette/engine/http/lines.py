@@ -6,8 +6,8 @@ The answer itself, and whether it is complete, is read from the whole body at th
 from __future__ import annotations
 
 from chainette.engine.base import Completion, Delta, Tell, tell_whole
+from chainette.engine.http.carrier import OnLine
 from chainette.engine.http.chat_reply import Pieces
-from chainette.engine.http.exchange import OnLine
 
 __all__ = ["Lines"]
 

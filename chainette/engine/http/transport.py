@@ -15,10 +15,10 @@ import msgspec
 
 from chainette.engine.base import Completion, Finish
 from chainette.engine.config import EngineConfig
+from chainette.engine.http.carrier import OnLine
 from chainette.engine.http.client import Client, Reply
 from chainette.engine.http.endpoints import BasePath, Endpoint, Pool, shown
 from chainette.engine.http.error_replies import Failure, Fault, NoAnswer, completion_of, failure_of, first_words
-from chainette.engine.http.exchange import OnLine
 from chainette.engine.http.http_options import HttpOptions
 from chainette.engine.http.limiter import Limiter
 from chainette.engine.http.retry_after import retry_after

@@ -35,7 +35,7 @@ from chainette.fleet.protocol.queue_values import (
 )
 from chainette.fleet.protocol.rq_jobs import halves, require_part
 from chainette.fleet.protocol.run_fields import RunInfo
-from chainette.io.rundir.events import Event, Note, WorkerRefused
+from chainette.io.rundir.event_types import Event, Note, WorkerRefused
 from chainette.records import Effects, Outcome, Rejection
 
 __all__ = ["MemoryQueue"]

@@ -17,7 +17,7 @@ from chainette.fleet.protocol.contract import MOST_ANSWER_BYTES, MOST_ANSWERS
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
 from chainette.fleet.protocol.queue_values import ANCHOR, Claim, Entry
-from chainette.io.rundir.events import Event
+from chainette.io.rundir.event_types import Event
 from chainette.records import Effects, Partial, Row, Scope, Unfinished, Unit
 from chainette.utils.recent import Recent
 

@@ -26,7 +26,7 @@ from chainette.fleet.protocol.queue_values import (
     Entry,
 )
 from chainette.fleet.protocol.run_fields import RunInfo
-from chainette.io.rundir.events import Event, Note
+from chainette.io.rundir.event_types import Event, Note
 from chainette.records import Effects, Outcome, Rejection
 
 __all__ = ["MOST_ANSWERS", "MOST_ANSWER_BYTES", "LeasedQueue"]

@@ -66,8 +66,8 @@ from chainette.fleet.redis.fleet_view import known_runs, live_members
 from chainette.fleet.redis.leftovers import give_up, sweep
 from chainette.fleet.redis.script_calls import Scripts
 from chainette.fleet.redis.streams import SealedNotes, entry_id, lies_apart, stream_entry
-from chainette.io.rundir.events import Event, Note
-from chainette.io.rundir.log import encode_line
+from chainette.io.rundir.event_log import encode_line
+from chainette.io.rundir.event_types import Event, Note
 from chainette.records import Effects, Outcome, Rejection, encode
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 from chainette.fleet.protocol.messages import Admission, Aside, BadMessage, PutAside, Result, open_message
 from chainette.fleet.protocol.queue_values import Entry
 from chainette.fleet.protocol.seals import Purpose, Seals, Unsealed
-from chainette.io.rundir.events import Note, WorkerRefused
-from chainette.io.rundir.log import parse_note
+from chainette.io.rundir.event_log import parse_note
+from chainette.io.rundir.event_types import Note, WorkerRefused
 
 __all__ = ["SealedNotes", "entry_id", "lies_apart", "noted_event", "stream_entry"]
 

@@ -13,7 +13,7 @@ from math import inf
 
 from msgspec import UNSET
 
-from chainette.io.rundir.events import RootDone
+from chainette.io.rundir.event_types import RootDone
 from chainette.records import CHAIN_INPUT, row_order
 
 __all__ = ["AcceptedRows", "Boundary", "has_enough", "may_begin"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from chainette.io.rundir.events import Beyond, RootDone, UnitCommitted
+from chainette.io.rundir.event_types import Beyond, RootDone, UnitCommitted
 from chainette.io.rundir.graph import Edge, EdgeToBranchEnd, EdgeToEnd, EdgeToFork, EdgeToNode, EdgeToWays, Graph
 from chainette.records import Usage
 

@@ -28,9 +28,9 @@ from chainette.io.rundir.answer_index import (
     open_index,
     rows_beside,
 )
-from chainette.io.rundir.events import RunCreated, RunResumed, UnitCommitted
+from chainette.io.rundir.event_log import read_log
+from chainette.io.rundir.event_types import RunCreated, RunResumed, UnitCommitted
 from chainette.io.rundir.graph import Graph
-from chainette.io.rundir.log import read_log
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir, disk_errors, fsync_dir
 from chainette.io.rundir.reading import require_whole, typed_rows

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from chainette.engine.base import Completion
-from chainette.io.rundir.events import AnswersDiscarded, Event, UnitCommitted
+from chainette.io.rundir.event_types import AnswersDiscarded, Event, UnitCommitted
 from chainette.records import declared_of
 
 __all__ = ["Arrivals"]

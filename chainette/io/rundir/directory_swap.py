@@ -8,7 +8,7 @@ from pathlib import Path
 
 from chainette.errors import DiskError, RunDirectoryInUse
 from chainette.io.rundir.answer_index import MAKING
-from chainette.io.rundir.log import EventLog
+from chainette.io.rundir.event_log import EventLog
 from chainette.io.rundir.paths import RunDir, fsync_dir
 
 __all__ = ["aside_of", "finish_swap", "remove_leftovers", "swap"]

@@ -19,7 +19,8 @@ from chainette.core.plan import Plan
 from chainette.errors import RunDirectoryError
 from chainette.io.rundir.dependents import lost_nodes
 from chainette.io.rundir.directory_swap import aside_of, remove_leftovers, swap
-from chainette.io.rundir.events import (
+from chainette.io.rundir.event_log import EventLog, encode_line, read_log
+from chainette.io.rundir.event_types import (
     AnswersDiscarded,
     AnyEvent,
     EngineLoaded,
@@ -35,7 +36,6 @@ from chainette.io.rundir.events import (
     UnitRetried,
     UnitSplit,
 )
-from chainette.io.rundir.log import EventLog, encode_line, read_log
 from chainette.io.rundir.origin import changed, require_no_links
 from chainette.io.rundir.paths import RunDir, disk_errors, fsync_dir
 from chainette.io.rundir.readback import ShardReader, asked_engine

@@ -14,7 +14,7 @@ from chainette.core.flow import settle
 from chainette.core.plan import Plan
 from chainette.core.plan_node import NodeKind
 from chainette.io.rundir.accepted_rows import AcceptedRows, Boundary
-from chainette.io.rundir.events import Beyond, Event, LastAccepted, RootDone
+from chainette.io.rundir.event_types import Beyond, Event, LastAccepted, RootDone
 from chainette.records import CHAIN_INPUT, Outcome, Read, Row, Unit, record_of
 
 __all__ = ["Admitted", "Commit", "Committed", "InOrder", "Item", "LiveRoots", "Suspended"]

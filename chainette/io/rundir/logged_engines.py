@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from chainette.io.rundir.events import EngineAdapted, EngineLoaded
+from chainette.io.rundir.event_types import EngineAdapted, EngineLoaded
 
 __all__ = ["LoggedEngines"]
 

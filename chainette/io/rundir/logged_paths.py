@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chainette.core.usercode.confined import YAML
-from chainette.io.rundir.events import RunCreated
+from chainette.io.rundir.event_types import RunCreated
 from chainette.io.rundir.paths import RunDir
 
 __all__ = ["chain_root_of", "input_paths", "placed_below", "placed_input", "way_to"]

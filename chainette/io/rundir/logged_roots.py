@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from chainette.io.rundir.accounting import RowCounts, imbalance, ranges
-from chainette.io.rundir.events import UnitCommitted
+from chainette.io.rundir.event_types import UnitCommitted
 from chainette.io.rundir.graph import Graph
 from chainette.records import CHAIN_INPUT
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from chainette.io.rundir.events import ShardSealed, UnitCommitted
+from chainette.io.rundir.event_types import ShardSealed, UnitCommitted
 
 __all__ = ["LoggedShards"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from chainette.core.plan import Plan
 from chainette.errors import DamagedRun, RunDirectoryError, RunDirectoryInUse
 from chainette.io.rundir.directory_swap import finish_swap, remove_leftovers
-from chainette.io.rundir.events import AnyEvent, RunCreated
-from chainette.io.rundir.log import EventLog, read_log
+from chainette.io.rundir.event_log import EventLog, read_log
+from chainette.io.rundir.event_types import AnyEvent, RunCreated
 from chainette.io.rundir.origin import require_no_links, sealed
 from chainette.io.rundir.paths import RunDir, disk_errors
 from chainette.io.rundir.publish import publish_metadata

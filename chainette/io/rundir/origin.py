@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from chainette.errors import RunDirectoryError
-from chainette.io.rundir.events import RunCreated
+from chainette.io.rundir.event_types import RunCreated
 from chainette.io.rundir.paths import RunDir
 
 __all__ = ["changed", "doubt", "require_no_links", "sealed"]

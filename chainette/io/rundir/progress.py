@@ -18,7 +18,8 @@ from chainette.core.plan_node import NodeKind
 from chainette.engine.config import share_device
 from chainette.engine.price import Cost
 from chainette.io.rundir.arrivals import Arrivals
-from chainette.io.rundir.events import (
+from chainette.io.rundir.event_log import read_log
+from chainette.io.rundir.event_types import (
     AnyEvent,
     EngineLoaded,
     EngineReleased,
@@ -29,7 +30,6 @@ from chainette.io.rundir.events import (
     UnitRetried,
     WorkerJoined,
 )
-from chainette.io.rundir.log import read_log
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import RunState, Status
 from chainette.records import CHAIN_INPUT, declared_of

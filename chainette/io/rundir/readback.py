@@ -16,8 +16,8 @@ from chainette.core.durable import Durable
 from chainette.core.plan import Plan
 from chainette.core.plan_node import PlanNode
 from chainette.errors import DamagedRun
-from chainette.io.rundir.events import UnitCommitted
-from chainette.io.rundir.log import read_log
+from chainette.io.rundir.event_log import read_log
+from chainette.io.rundir.event_types import UnitCommitted
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import cells_of
 from chainette.io.rundir.run_state import RunState

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from chainette.io.rundir.events import AnyEvent
+from chainette.io.rundir.event_types import AnyEvent
 from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.run_state import RunState
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from chainette.errors import InputError, RunDirectoryError, RunError
 from chainette.io.rundir.changes import FLATTENED
-from chainette.io.rundir.events import AnyEvent, UnitCommitted
+from chainette.io.rundir.event_log import read_log
+from chainette.io.rundir.event_types import AnyEvent, UnitCommitted
 from chainette.io.rundir.input_records import fields_of, record_at
-from chainette.io.rundir.log import read_log
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.reading import read_span

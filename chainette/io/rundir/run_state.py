@@ -16,7 +16,7 @@ from chainette.errors import DamagedRun
 from chainette.io.rundir.accepted_rows import AcceptedRows, Boundary, has_enough
 from chainette.io.rundir.accounting import NodeCounts
 from chainette.io.rundir.costs import Bill
-from chainette.io.rundir.events import (
+from chainette.io.rundir.event_types import (
     AnswersDiscarded,
     AnyEvent,
     BudgetUsed,

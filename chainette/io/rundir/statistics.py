@@ -11,7 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from chainette.io.rundir.events import AnyEvent, RunResumed, UnitCommitted, UnitSplit, WorkerJoined, WorkerLost, WorkerRefused
+from chainette.io.rundir.event_types import (
+    AnyEvent,
+    RunResumed,
+    UnitCommitted,
+    UnitSplit,
+    WorkerJoined,
+    WorkerLost,
+    WorkerRefused,
+)
 from chainette.io.rundir.progress import seconds_left
 from chainette.io.rundir.run_state import RunState, Status
 from chainette.records import declared_of

@@ -11,7 +11,7 @@ from chainette.core.candidates import is_invalid
 from chainette.core.decision import way_of
 from chainette.core.plan import Plan
 from chainette.core.plan_node import NodeKind, PlanNode
-from chainette.io.rundir.events import RootDone, UnitCommitted
+from chainette.io.rundir.event_types import RootDone, UnitCommitted
 from chainette.io.rundir.live_roots import Commit
 from chainette.io.rundir.shards import Span
 from chainette.records import Outcome, parent_of, step_of

@@ -24,7 +24,8 @@ from chainette.errors import NotFinished, RunStopped
 from chainette.io.rundir.accepted_rows import AcceptedRows
 from chainette.io.rundir.changes import different_models
 from chainette.io.rundir.dependents import starts_of
-from chainette.io.rundir.events import (
+from chainette.io.rundir.event_log import EventLog
+from chainette.io.rundir.event_types import (
     Charged,
     EngineLoaded,
     Event,
@@ -36,7 +37,6 @@ from chainette.io.rundir.events import (
     UnitCommitted,
 )
 from chainette.io.rundir.live_roots import Admitted, Commit, Committed, InOrder, Item, LiveRoots, Suspended
-from chainette.io.rundir.log import EventLog
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.publish import publish_metadata
 from chainette.io.rundir.readback import rows_of_root

@@ -15,7 +15,7 @@ from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.queue_values import AdmissionResult, Asker, Cancelled, Lost
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order, Role
-from chainette.io.rundir.events import EngineReleased
+from chainette.io.rundir.event_types import EngineReleased
 from tests.support.fleet import QueueRun, opened, snapshot
 from tests.support.proxy import FaultProxy
 from tests.support.queue_calls import loses_its_reply, refused, rows_of, unchanged, unchanged_but_held

@@ -16,7 +16,7 @@ from chainette.fleet.protocol.queue_values import EngineAccount, Lost
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order, Role
 from chainette.fleet.redis.script_calls import SCRIPTS, Scripts
-from chainette.io.rundir.events import EngineReleased
+from chainette.io.rundir.event_types import EngineReleased
 from chainette.run.process import process
 from tests.support.claims import claim_one
 from tests.support.fleet import QueueRun, snapshot

@@ -15,8 +15,8 @@ from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
 from chainette.core.step import Step
 from chainette.engine.config import EngineRegistry, make_config
-from chainette.io.rundir.events import Event, RootDone, RunCreated, RunFinished, UnitCommitted
-from chainette.io.rundir.log import EventLog
+from chainette.io.rundir.event_log import EventLog
+from chainette.io.rundir.event_types import Event, RootDone, RunCreated, RunFinished, UnitCommitted
 from chainette.io.rundir.plan_graph import graph_of
 
 

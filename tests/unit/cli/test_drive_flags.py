@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from chainette.cli.drive_flags import ResumedDriveFlags
-from chainette.io.rundir.events import RunCreated
+from chainette.io.rundir.event_types import RunCreated
 from chainette.io.rundir.open import read_created
 from chainette.io.rundir.paths import RunDir
 

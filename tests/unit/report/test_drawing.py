@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from chainette.io.rundir.event_log import read_log
 from chainette.io.rundir.graph import GraphSamples
-from chainette.io.rundir.log import read_log
 from chainette.io.rundir.run_state import RunState
 from chainette.report.drawing import Box, Drawing, draw
 from tests.support.chains import everything, texts

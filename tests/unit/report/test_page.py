@@ -11,7 +11,7 @@ import pytest
 
 from chainette.engine.price import Price
 from chainette.errors import RunError
-from chainette.io.rundir.log import read_log
+from chainette.io.rundir.event_log import read_log
 from chainette.io.rundir.statistics import Figures, figures
 from chainette.report.page import render_page
 from tests.support.chains import everything, texts

@@ -25,7 +25,7 @@ from chainette.fleet.protocol.messages import Result, RootRecord
 from chainette.fleet.protocol.queue_values import ANCHOR, Claim
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.hooks import Hook
-from chainette.io.rundir.events import AnswersDiscarded, UnitRetried
+from chainette.io.rundir.event_types import AnswersDiscarded, UnitRetried
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Row, Unfinished, Usage
 from chainette.run import unit_worker as worker_module
 from chainette.run.in_flight import InFlight, Lane

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chainette.engine.base import Completion, Request, SamplingParams
-from chainette.io.rundir.events import RunStarted, UnitCommitted
+from chainette.io.rundir.event_types import RunStarted, UnitCommitted
 from chainette.records import Message, Usage
 from chainette.utils.debug import ChainDebugger
 

@@ -42,7 +42,7 @@ from chainette_workers.metrics.address import MetricsEndpoint
 from chainette_workers.metrics.catalogue import ProcessKind
 from chainette_workers.metrics.watching import Watch, watching
 from chainette_workers.runtime import say, warn_of_eviction
-from chainette_workers.sink.lease import Lease
+from chainette_workers.sink.service_lease import ServiceLease
 
 __all__ = ["Duty", "Elsewhere", "Handed", "Places", "Service", "Stopping", "same_chain", "serve"]
 
@@ -247,7 +247,7 @@ class Service:
         self.me = self.me or f"{self.duty.role}-{secrets.token_hex(6)}"
 
     def run(self, stopping: threading.Event) -> None:
-        with Lease(self.board, self.me, self.duty.role, self.watch.words) as lease:
+        with ServiceLease(self.board, self.me, self.duty.role, self.watch.words) as lease:
             say(f"{self.me}: serving {self.duty.places}")
             while not stopping.is_set():
                 lease.renew()

@@ -24,7 +24,7 @@ from chainette.fleet.redis.connect import is_damage, is_passing
 from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.run_registry import Board, Role
 from chainette.io.rundir.chain_marks import marks_of
-from chainette.io.rundir.events import AnswersDiscarded, EngineProbed, Note, UnitRetried, UnitSplit
+from chainette.io.rundir.event_types import AnswersDiscarded, EngineProbed, Note, UnitRetried, UnitSplit
 from chainette.run.limits import RejectWatch
 from chainette.run.session import Session
 from chainette.run.window import window_for

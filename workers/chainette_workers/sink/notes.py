@@ -12,7 +12,7 @@ import msgspec
 
 from chainette.core.plan import Plan
 from chainette.io.rundir.changes import different_models
-from chainette.io.rundir.events import (
+from chainette.io.rundir.event_types import (
     AnswersDiscarded,
     EngineAdapted,
     EngineLoaded,

@@ -10,7 +10,7 @@ from chainette.core.plan import Plan
 from chainette.errors import RunStopped
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.run_fields import WITHDREW, RunInfo
-from chainette.io.rundir.events import UnitRetried
+from chainette.io.rundir.event_types import UnitRetried
 
 __all__ = ["Patience"]
 

@@ -22,7 +22,7 @@ from chainette_workers.metrics.catalogue import ProcessKind
 from chainette_workers.metrics.watching import watching
 from chainette_workers.runtime import warn_of_eviction
 from chainette_workers.sink.drive import DriveLoop
-from chainette_workers.sink.lease import Lease
+from chainette_workers.sink.service_lease import ServiceLease
 
 __all__ = ["RedisFleet", "take_out"]
 
@@ -55,7 +55,7 @@ class RedisFleet:
         with connect(self.url) as connection, watching(self.metrics, connection, ProcessKind.SINK, ProcessKind.FLEET) as watch:
             warn_of_eviction(connection)
             board, session = Board(connection), watch.over(session)
-            with Lease(board, me, "enqueue", watch.words) as lease:
+            with ServiceLease(board, me, "enqueue", watch.words) as lease:
                 DriveLoop(session, FleetQueue(connection), board, roles, tend=lambda _moved: lease.renew()).run()
 
     def clean(self, run: str) -> None:

@@ -21,13 +21,13 @@ from chainette.fleet.protocol.queue_values import ANCHOR, AdmissionProgress, Ent
 from chainette.fleet.protocol.run_fields import used_fields
 from chainette.hooks import Hook
 from chainette.io.inputs.readers import InputFile
-from chainette.io.rundir.events import BudgetUsed, Event, RunResumed, RunStarted
+from chainette.io.rundir.event_types import BudgetUsed, Event, RunResumed, RunStarted
 from chainette.io.rundir.graph import Graph
 from chainette.io.rundir.live_roots import Admitted
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.writer import RunWriter
 from chainette.records import encode
-from chainette.run.allowance import is_spent
+from chainette.run.budget_reservation import is_spent
 from chainette.run.limits import RejectWatch
 from chainette.run.stream_commits import admitted_as, commit_of, count_rejects, finished_roots, items_of
 from chainette_workers.sink.acceptance import AcceptedRoot

@@ -10,7 +10,7 @@ from chainette.engine.backends import backend_class
 from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import Engines, create_engine
-from chainette.io.rundir.events import EngineLoaded, EngineReleased
+from chainette.io.rundir.event_types import EngineLoaded, EngineReleased
 from chainette_workers.worker.device import exclude
 
 __all__ = ["EnginePool", "spread"]

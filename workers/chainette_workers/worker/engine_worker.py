@@ -38,11 +38,11 @@ from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.redis.connect import is_damage, is_passing
 from chainette.fleet.redis.lookups import Lookups
 from chainette.hooks import Hook, Stage
-from chainette.io.rundir.events import UnitSplit
+from chainette.io.rundir.event_types import UnitSplit
 from chainette.records import Outcome, Unit
-from chainette.run.allowance import Allowance
 from chainette.run.answer_sources import Answers
 from chainette.run.blame import Evidence
+from chainette.run.budget_reservation import BudgetReservation
 from chainette.run.functions import take_stored
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.process import join, poisoned, too_large
@@ -119,7 +119,7 @@ class EngineWorker(Worker):
     hands: InFlight = field(default_factory=InFlight)
     busy: set[HeldUnit] = field(default_factory=set)
     evidence: dict[tuple[str, int, str], Evidence] = field(default_factory=dict)
-    allowances: dict[tuple[str, int, str], Allowance] = field(default_factory=dict)
+    reservations: dict[tuple[str, int, str], BudgetReservation] = field(default_factory=dict)
     shared: SharedAnswers = field(default_factory=lambda: SharedAnswers(with_others=True))
     device: Device = field(default_factory=Device)
     _lanes: dict[str, Lane] = field(default_factory=dict)

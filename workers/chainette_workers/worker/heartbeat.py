@@ -12,7 +12,7 @@ import redis
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.queue_values import LEASE
 from chainette.hooks import Hook
-from chainette.io.rundir.events import WorkerLost
+from chainette.io.rundir.event_types import WorkerLost
 
 __all__ = ["Heartbeat"]
 

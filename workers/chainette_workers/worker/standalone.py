@@ -28,7 +28,7 @@ from chainette.fleet.redis.connect import chosen_url, connect, shown
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
 from chainette.hooks import Hooks
-from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event, WorkerJoined, WorkerLeft, WorkerRefused
+from chainette.io.rundir.event_types import EngineLoaded, EngineReleased, Event, WorkerJoined, WorkerLeft, WorkerRefused
 from chainette.utils.event_loop import run_loop
 from chainette.utils.terminal_text import guard_logs
 from chainette_workers.metrics.catalogue import ProcessKind

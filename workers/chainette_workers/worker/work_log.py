@@ -9,7 +9,7 @@ from chainette.core.plan import Plan
 from chainette.engine.base import Completion, Engine, Request
 from chainette.engine.config import EngineConfig
 from chainette.hooks import Hook, Stage
-from chainette.io.rundir.events import EngineLoaded, EngineReleased, Event
+from chainette.io.rundir.event_types import EngineLoaded, EngineReleased, Event
 from chainette_workers.runtime import say
 
 __all__ = ["WorkLog"]

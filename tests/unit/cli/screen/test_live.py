@@ -11,8 +11,8 @@ from rich.text import Text
 
 from chainette.cli.screen.live import LiveView
 from chainette.core.plan import Plan
-from chainette.io.rundir.events import EngineLoaded, RunStarted, UnitCommitted, UnitRetried
-from chainette.io.rundir.log import read_log
+from chainette.io.rundir.event_log import read_log
+from chainette.io.rundir.event_types import EngineLoaded, RunStarted, UnitCommitted, UnitRetried
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.progress import Progress
 from chainette.io.rundir.result import RunResult

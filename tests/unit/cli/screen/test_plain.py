@@ -10,7 +10,8 @@ import pytest
 
 from chainette.cli.screen.plain import JsonLines, Plain, QuietReporter, line_writer
 from chainette.core.plan import Plan
-from chainette.io.rundir.events import (
+from chainette.io.rundir.event_log import read_log
+from chainette.io.rundir.event_types import (
     EngineLoaded,
     RootDone,
     RunPaused,
@@ -19,7 +20,6 @@ from chainette.io.rundir.events import (
     UnitCommitted,
     UnitRetried,
 )
-from chainette.io.rundir.log import read_log
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.run_state import RunState

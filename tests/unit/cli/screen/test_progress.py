@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chainette.engine.base import Completion
-from chainette.io.rundir.events import (
+from chainette.io.rundir.event_types import (
     AnswersDiscarded,
     EngineLoaded,
     EngineReleased,

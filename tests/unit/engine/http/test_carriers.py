@@ -19,10 +19,10 @@ import pytest
 
 from chainette.engine.config import make_config
 from chainette.engine.http.breaker import Breaker
+from chainette.engine.http.carrier import MOST_BYTES, OnLine
 from chainette.engine.http.client import Client, Reply
 from chainette.engine.http.endpoints import Endpoint
 from chainette.engine.http.error_replies import Failure, Fault
-from chainette.engine.http.exchange import MOST_BYTES, OnLine
 from chainette.engine.http.timing import Policy, Timing
 from chainette.utils.event_loop import run_loop
 from tests.support.patience import LONG

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chainette.engine.base import Delta, Finish
+from chainette.engine.http.carrier import MOST_BYTES
 from chainette.engine.http.chat_reply import Pieces, read
 from chainette.engine.http.error_replies import NoAnswer
-from chainette.engine.http.exchange import MOST_BYTES
 from chainette.records import Usage
 
 GOOD = '{"label": "ok"}'

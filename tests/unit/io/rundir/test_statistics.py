@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from chainette.io.rundir.events import (
+from chainette.io.rundir.event_types import (
     AnyEvent,
     Event,
     RootDone,

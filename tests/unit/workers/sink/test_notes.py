@@ -14,10 +14,10 @@ from chainette.core.plan import Plan
 from chainette.engine.budget import Amounts
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.fleet.redis.streams import noted_event
-from chainette.io.rundir import events as known
-from chainette.io.rundir.events import Event, Note
+from chainette.io.rundir import event_types as known
+from chainette.io.rundir.event_log import encode_line
+from chainette.io.rundir.event_types import Event, Note
 from chainette.io.rundir.graph import Graph
-from chainette.io.rundir.log import encode_line
 from chainette.io.rundir.run_state import RunState
 from chainette.records import Usage
 from tests.support.chains import Text, Word

@@ -9,7 +9,7 @@ from chainette.engine.base import Completion, Finish
 from chainette.engine.config import make_config
 from chainette.engine.lifecycle import create_engine
 from chainette.hooks import Stage
-from chainette.io.rundir.events import EngineLoaded, EngineReleased
+from chainette.io.rundir.event_types import EngineLoaded, EngineReleased
 from chainette.records import Usage
 from tests.support.fleet import straight
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from chainette.engine.http.strict_schema import strict_subset
+from chainette.engine.http.strict_dialect import strict_subset
 
 
 class Cat(BaseModel):

@@ -12,7 +12,7 @@ from types import ModuleType
 import msgspec
 import pytest
 from chainette_workers.metrics.catalogue import CATALOGUE, MetricType, ProcessKind
-from chainette_workers.metrics.metrics import Metrics
+from chainette_workers.metrics.registry import Metrics
 from chainette_workers.sink.status_fields import outline_of
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -23,7 +23,7 @@ from chainette.core.plan import Plan
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.redis.fleet_view import Fleet, LiveRun, Queue
 from chainette.hooks import Hook, Hooks, Stage
-from chainette.io.rundir.events import EngineLoaded, EngineReleased, RootDone, UnitCommitted, UnitRetried
+from chainette.io.rundir.event_types import EngineLoaded, EngineReleased, RootDone, UnitCommitted, UnitRetried
 from chainette.io.rundir.progress import Progress
 from chainette.records import CHAIN_INPUT, Usage
 from tests.support.chains import Word, everything
@@ -448,7 +448,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     ProcessCollector(registry=registry)
     Gauge("vllm:num_requests_running", "Running.", ["model_name"], registry=registry).labels("m").set(3)
     Counter("vllm:prompt_tokens", "Prompt tokens.", registry=registry)
-    monkeypatch.setattr("chainette_workers.metrics.metrics.REGISTRY", registry)
+    monkeypatch.setattr("chainette_workers.metrics.registry.REGISTRY", registry)
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
 
 
@@ -472,7 +472,7 @@ def test_names_without_end_make_no_series_without_end(plan: Plan, monkeypatch: p
     metrics = Metrics(ProcessKind.SINK)
     run = metrics.of_run("7", plan)
     expected = metrics.text("")[1].decode().count("chainette_rows_rejected_total{")
-    monkeypatch.setattr("chainette_workers.metrics.metrics._MOST_OF_RUN", 0)
+    monkeypatch.setattr("chainette_workers.metrics.registry._MOST_OF_RUN", 0)
     for number in range(200):
         run.on_event(UnitCommitted(node="extract", root=number, reasons={f"reason {number}": 1}))
     text = metrics.text("")[1].decode()

@@ -17,11 +17,11 @@ import redis
 from chainette.fleet.protocol.queue_values import LEASE
 from chainette.fleet.redis.run_registry import Board
 
-__all__ = ["Lease"]
+__all__ = ["ServiceLease"]
 
 
 @dataclass
-class Lease:
+class ServiceLease:
     """A lease, from `with` to its end; it holds while `renew` is called often enough."""
 
     board: Board

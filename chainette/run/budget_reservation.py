@@ -14,7 +14,7 @@ from chainette.errors import BudgetExhausted, BudgetSpent
 from chainette.fleet.protocol.queue_values import AdmissionProgress
 from chainette.records import Message, Usage
 
-__all__ = ["Allowance", "is_spent"]
+__all__ = ["BudgetReservation", "is_spent"]
 
 #: Seconds until a refused reservation is tried again, unless this worker gets an answer earlier.
 _LOOK = 0.1
@@ -33,7 +33,7 @@ Reserve = Callable[[str, Amounts, int, Sequence[Amounts]], Awaitable[Reserved]]
 
 
 @dataclass
-class Allowance:
+class BudgetReservation:
     """Reserves requests before they are sent, and settles them with their usage.
 
     If a request is never settled (it was cancelled, or its process was killed), its reservation counts as spent.

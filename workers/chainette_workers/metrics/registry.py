@@ -26,7 +26,7 @@ from chainette.core.targets import ToWays
 from chainette.engine.price import Rate
 from chainette.fleet.redis.fleet_view import Fleet
 from chainette.hooks import Hook, Stage
-from chainette.io.rundir.events import (
+from chainette.io.rundir.event_types import (
     AnswersDiscarded,
     EngineLoaded,
     EngineProbed,

@@ -11,8 +11,8 @@ from unittest import mock
 import pytest
 
 from chainette.errors import DiskError, RunDirectoryInUse
-from chainette.io.rundir.events import RunPaused, UnitCommitted
-from chainette.io.rundir.log import EventLog, encode_line, parse_line, read_log
+from chainette.io.rundir.event_log import EventLog, encode_line, parse_line, read_log
+from chainette.io.rundir.event_types import RunPaused, UnitCommitted
 from tests.support.chains import everything, texts
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from chainette.errors import DamagedRun, RunDirectoryError, RunDirectoryInUse
-from chainette.io.rundir.events import AnyEvent, Event, Note, timestamp
+from chainette.io.rundir.event_types import AnyEvent, Event, Note, timestamp
 from chainette.io.rundir.paths import disk_errors, fsync_dir, write_all
 from chainette.utils.private_files import open_file
 

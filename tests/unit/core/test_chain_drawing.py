@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from chainette.core.apply import ApplyNode, apply
 from chainette.core.branch import Branch
 from chainette.core.chain import Chain
+from chainette.core.chain_drawing import describe_models, describe_rows, render_ascii, render_mermaid, render_unicode
 from chainette.core.compile import compile_chain
-from chainette.core.dag import describe_models, describe_rows, render_ascii, render_mermaid, render_unicode
 from chainette.core.plan import Plan
 from chainette.core.step import Step
 from chainette.engine.config import EngineRegistry, make_config
