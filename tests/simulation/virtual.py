@@ -211,3 +211,7 @@ class _Loop(asyncio.BaseEventLoop):
 
     def _write_to_self(self) -> None:
         pass
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
+        del executor
+        return in_thread(func, *args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -12,14 +13,14 @@ from types import FrameType
 from typing import TypeVar
 
 import anyio
-import anyio.to_thread
+import anyio.lowlevel
 import redis
 
 from chainette.fleet.redis.connect import eviction_risk, is_damage, is_passing
 from chainette.utils.backoff import backoff
 from chainette.utils.terminal_text import visible_paragraph
 
-__all__ = ["UNUSABLE", "heed_signals", "insist", "say", "try_once", "warn_of_eviction", "watch_parent"]
+__all__ = ["UNUSABLE", "heed_signals", "insist", "off_loop", "say", "try_once", "warn_of_eviction", "watch_parent"]
 
 T = TypeVar("T")
 
@@ -79,12 +80,20 @@ def warn_of_eviction(connection: redis.Redis) -> None:
             say(f"warning: {risk}")
 
 
+async def off_loop(call: Callable[[], T]) -> T:  # type: ignore[return]  # nobody cancels its scope
+    """Calls Redis in a thread of the event loop, which takes half as long as in one of anyio's. A call that has begun comes to
+    its end, even if its caller is cancelled."""
+    await anyio.lowlevel.checkpoint_if_cancelled()
+    with anyio.CancelScope(shield=True):
+        return await asyncio.get_running_loop().run_in_executor(None, call)
+
+
 async def insist(call: Callable[[], T]) -> T:
     """Calls Redis, off the event loop, until it answers: a loaded engine is worth more than the wait."""
     failures = 0
     while True:
         try:
-            return await anyio.to_thread.run_sync(call)
+            return await off_loop(call)
         except redis.RedisError as error:
             mended = is_damage(error) and failures < _MENDS
             if not (is_passing(error) or mended):
@@ -96,4 +105,4 @@ async def insist(call: Callable[[], T]) -> T:
 async def try_once(call: Callable[[], object]) -> None:
     """Calls Redis once, off the event loop; if the call is lost, the end of the lease has the same effect."""
     with suppress(redis.RedisError):
-        await anyio.to_thread.run_sync(call)
+        await off_loop(call)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -78,11 +79,43 @@ _REPEATABLE = frozenset(
 _pack = msgspec.msgpack.Encoder().encode
 
 
+class Script:
+    """One script, sent over a connection of the pool: redis-py's own way takes twice as long."""
+
+    def __init__(self, connection: redis.Redis, script: str) -> None:
+        self._redis = connection
+        self.script = script
+        self.sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(self, args: Sequence[bytes]) -> Any:
+        """The script's reply; it is loaded again if the server forgot it.
+
+        Raises:
+            redis.RedisError: Redis did not answer, or refused.
+        """
+        from redis.exceptions import NoScriptError
+
+        pool = self._redis.connection_pool
+        connection = pool.get_connection()
+        try:
+            return _evaluated(connection, self.sha, args)
+        except NoScriptError:
+            self._redis.script_load(self.script)
+            return _evaluated(connection, self.sha, args)
+        finally:
+            pool.release(connection)
+
+
+def _evaluated(connection: Any, sha: str, args: Sequence[bytes]) -> Any:
+    connection.send_command("EVALSHA", sha, 0, *args)
+    return connection.read_response()
+
+
 class Scripts:
-    """The scripts of `fleet/redis/scripts/` over one connection pool; loaded again if the server forgot them."""
+    """The scripts of `fleet/redis/scripts/` over one connection pool."""
 
     def __init__(self, connection: redis.Redis) -> None:
-        self.by_name = {name: connection.register_script(source) for name, source in sources().items()}
+        self.by_name = {name: Script(connection, source) for name, source in sources().items()}
 
     def call(self, name: str, **arguments: Any) -> Any:
         """A script's reply. `bytes` among the arguments travel as they are.

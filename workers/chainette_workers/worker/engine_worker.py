@@ -51,7 +51,7 @@ from chainette.run.unit_result import UnitResult
 from chainette.run.unit_worker import ClaimableQueue, HeldUnit, Worker
 from chainette.run.window import budget_for
 from chainette.utils.user_errors import is_stray, told
-from chainette_workers.runtime import insist, try_once
+from chainette_workers.runtime import insist, off_loop, try_once
 from chainette_workers.worker.asked_answers import AskedAnswers, NobodyLooks
 from chainette_workers.worker.chains import ChainDiffers
 from chainette_workers.worker.device import Device, exclude
@@ -248,7 +248,7 @@ class EngineWorker(Worker):
         queues = [(place.run, place.queue, self._lane(place.lane).room(ahead=ahead)) for place in places]
         try:
             call = partial(self.queue.claim_rows, self.incarnation, token, queues, alone=not self.hands.claims, ahead=ahead)
-            found = await anyio.to_thread.run_sync(call)
+            found = await off_loop(call)
         except redis.RedisError as error:
             if not (is_passing(error) or is_damage(error)):
                 raise
