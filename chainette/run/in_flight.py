@@ -51,16 +51,16 @@ class Lane:
 
     @property
     def takes_ahead(self) -> bool:
-        """Whether one more unit may be claimed to wait here: a quarter of the budget waits, and at least one unit."""
-        waiting = sum(self.weight(claim) for claim in self._ahead)
-        return not self.rests and (not self._ahead or 4 * waiting < (self.budget or 0))
+        """Whether a unit may be claimed to wait here: one, for which the engine opens. Later, a unit that waited would take a
+        call to claim it and another to begin it."""
+        return self.budget is None and not self._ahead and not self.rests
 
-    def room(self, *, ahead: bool) -> int:
+    @property
+    def room(self) -> int:
         """Rows that small units may have together if they are claimed in one call; 0 takes one unit a call."""
         if self.by_unit or self.failing_since is not None:
             return 0
-        budget = self.budget or 0
-        return budget // 4 - sum(map(self.weight, self._ahead)) if ahead else budget - self.running + self.waiting
+        return (self.budget or 0) - self.running + self.waiting
 
     @property
     def has_answered(self) -> bool:

@@ -263,7 +263,7 @@ class LocalRun(Worker):
     def _dispatch(self, group: TaskGroup) -> None:
         while places := [place for place in self._places if self._may_take(place)]:
             self._claims += 1
-            rooms = [(place.run, place.queue, self._lane(place.lane).room(ahead=False)) for place in places]
+            rooms = [(place.run, place.queue, self._lane(place.lane).room) for place in places]
             claims = self.queue.claim_rows(self.incarnation, str(self._claims), rooms, alone=not self.hands.claims)
             if isinstance(claims, Drain) or not claims:
                 return

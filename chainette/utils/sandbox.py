@@ -27,6 +27,9 @@ from chainette.utils.argument_advice import nearest
 
 __all__ = ["as_text", "assigned", "compile_tree", "defined", "environment", "lone_expression", "names_of", "parse"]
 
+#: Types of which nothing can be called.
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
 #: Filters that first turn their arguments into text.
 _TEXT_FILTERS = frozenset(
     {"capitalize", "center", "e", "escape", "forceescape", "indent", "lower", "replace", "striptags", "title", "trim"}
@@ -114,10 +117,20 @@ class _Missing(StrictUndefined):
         return str(super()._undefined_message)
 
 
+class _Environment(SandboxedEnvironment):
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """As the base, whose checks take ten times as long. A field of a model that holds plain data passes them."""
+        if isinstance(obj, BaseModel) and attribute in obj.__dict__ and not attribute.startswith("_"):
+            value = getattr(obj, attribute)
+            if type(value) in _PLAIN:
+                return value
+        return super().getattr(obj, attribute)
+
+
 @functools.cache
 def environment() -> SandboxedEnvironment:
     """The environment of every prompt."""
-    env = SandboxedEnvironment(undefined=_Missing, autoescape=False, keep_trailing_newline=True, finalize=as_text)
+    env = _Environment(undefined=_Missing, autoescape=False, keep_trailing_newline=True, finalize=as_text)
     env.filters |= {"tojson": _as_json, "join": _joined, "string": _string}
     del env.filters["random"], env.globals["lipsum"]
     return env

@@ -38,7 +38,7 @@ def site(tmp_path: Path) -> Site:
 
 @contextmanager
 def doomed(site: Site, url: str, point: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker that dies at the point. Its budget is one unit, so that others are claimed ahead."""
+    """A worker that dies at the point."""
     config = WorkerConfig(url, ["writer", "judge"], str(site.path), 8)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.doomed", point],

@@ -71,5 +71,6 @@ def _stop_after(commits: int) -> None:
 
 
 if __name__ == "__main__":
-    doom(sys.argv[1], 0 if "handing back" in sys.argv[1] else 2)
+    rare = "handing back" in sys.argv[1] or "ahead" in sys.argv[1]
+    doom(sys.argv[1], 0 if rare else 2)
     sys.exit(main())

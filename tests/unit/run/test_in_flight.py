@@ -57,14 +57,11 @@ def test_nothing_begins_before_the_engine_has_said_its_capacity() -> None:
     assert begun(lane, claim("a")) == []
 
 
-def test_a_quarter_of_the_budget_waits_ahead_and_one_unit_at_least() -> None:
-    hands = InFlight()
-    for budget, expected in ((32, 2), (4, 1), (None, 1)):
-        lane, waiting = Lane(budget), 0
-        while lane.takes_ahead:
-            waiting += 1
-            hands.take(lane, claim(f"{waiting}"))
-        assert waiting == expected
+def test_one_unit_is_claimed_ahead_so_that_its_engine_opens_and_none_once_it_is_open() -> None:
+    hands, lane = InFlight(), Lane(None)
+    hands.take(lane, claim("a"))
+    assert not lane.takes_ahead
+    assert not Lane(8).takes_ahead
 
 
 def test_functions_count_by_the_unit() -> None:
@@ -128,15 +125,13 @@ def test_an_engine_that_has_failed_thousands_of_times_is_still_tried_again() -> 
 
 def test_small_units_come_together_as_far_as_the_lane_has_room() -> None:
     lane, hands = Lane(8), InFlight()
-    assert (lane.room(ahead=False), lane.room(ahead=True)) == (8, 2)
+    assert lane.room == 8
     hands.take(lane, claim("a", rows=5))
     anyio.run(hands.begin, lane, hands.claims["a"])
-    assert (lane.room(ahead=False), lane.room(ahead=True)) == (3, 2)
-    hands.take(lane, claim("b", rows=2))
-    assert lane.room(ahead=True) == 0
+    assert lane.room == 3
     lane.fail()
-    assert lane.room(ahead=False) == 0, "a silent engine is tried with one unit"
-    assert Lane(8, by_unit=True).room(ahead=False) == 0
+    assert lane.room == 0, "a silent engine is tried with one unit"
+    assert Lane(8, by_unit=True).room == 0
 
 
 def test_an_answer_ends_the_rest_of_an_engine() -> None:

@@ -229,7 +229,7 @@ class EngineWorker(Worker):
     # -- claiming
 
     async def _claim(self) -> list[HeldUnit]:
-        """Units that can begin now; else some that may wait for their turn; else none."""
+        """Units that can begin now; else one for which its engine opens; else none."""
         if self.hands.alone:
             return []
         places = [place for place in self.served.places() if self._may_serve(place.lane)]
@@ -245,7 +245,7 @@ class EngineWorker(Worker):
             return []
         self._claims += 1
         token = f"{self.incarnation}-{self._claims}"
-        queues = [(place.run, place.queue, self._lane(place.lane).room(ahead=ahead)) for place in places]
+        queues = [(place.run, place.queue, self._lane(place.lane).room) for place in places]
         try:
             call = partial(self.queue.claim_rows, self.incarnation, token, queues, alone=not self.hands.claims, ahead=ahead)
             found = await off_loop(call)
