@@ -136,6 +136,12 @@ def test_the_sandbox_lets_no_template_out(source: str) -> None:
     assert "line 1" in failure(source)
 
 
+def test_text_that_a_model_keeps_under_a_private_name_is_not_printed() -> None:
+    part = Part(title="Base")
+    vars(part)["_secret"] = "sesame"
+    assert "sesame" not in failure("{{ part._secret }}", part=part)
+
+
 @pytest.mark.parametrize(
     ("source", "line", "found"),
     [
