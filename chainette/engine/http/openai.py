@@ -161,12 +161,14 @@ class OpenAIEngine(Engine):
         return {"endpoints": list(self._transport.declared), **known}
 
     def _bodies(self, requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
-        """The requests of a unit share one schema, which is looked up once."""
-        for _, group in groupby(requests, lambda request: id(request.schema)):
+        """The requests of a unit share schema and sampling: their bodies differ in the messages and the seed."""
+        for _, group in groupby(requests, lambda request: (id(request.schema), id(request.sampling))):
             first, *rest = group
-            response_format = self._format(first)
-            for request in (first, *rest):
-                yield self._fields(request, response_format)
+            body = self._fields(first, self._format(first))
+            own = {"messages", "seed"}.difference(self._config.extra, first.sampling.extra)
+            yield body
+            for request in rest:
+                yield body | {name: getattr(request, name) for name in own}
 
     def _read(self, data: bytes, seconds: float) -> Completion:
         reading = read(data, seconds)

@@ -118,6 +118,15 @@ def test_sampling_goes_under_the_servers_names_and_extra_replaces_or_removes_key
     }
 
 
+@pytest.mark.parametrize("extra", [{}, {"seed": None}, {"seed": 1}], ids=["of each", "without", "of all"])
+def test_each_request_of_a_unit_has_its_own_messages_and_the_seed_that_was_declared(extra: dict[str, Any]) -> None:
+    config, first = make_config("llama", "m", "openai", extra=extra), ask()
+    second = msgspec.structs.replace(first, messages=(Message("user", "bye"),), seed=8)
+    engine = OpenAIEngine(config)
+    alone = [chat_body(config, request, engine._format(request), official=False) for request in (first, second)]
+    assert [msgspec.json.encode(body) for body in engine._bodies([first, second])] == alone
+
+
 def test_openai_itself_gets_max_completion_tokens() -> None:
     body = json.loads(chat_body(make_config("gpt", "m", "openai"), ask(max_tokens=9), None, official=True))
     assert body["max_completion_tokens"] == 9
