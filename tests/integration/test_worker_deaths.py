@@ -38,8 +38,8 @@ def site(tmp_path: Path) -> Site:
 
 @contextmanager
 def doomed(site: Site, url: str, point: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker that dies at the point."""
-    config = WorkerConfig(url, ["writer", "judge"], str(site.path), 8)
+    """A worker that dies at the point. Units are claimed ahead only as long as the budget is not known."""
+    config = WorkerConfig(url, ["writer", "judge"], str(site.path), None if "ahead" in point else 8)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.doomed", point],
         stdin=subprocess.PIPE,
