@@ -112,11 +112,11 @@ def test_a_folder_with_files_and_an_unknown_format_are_refused(result: RunResult
 
 def test_the_command_writes_files_and_uploads_to_a_url(result: RunResult, tmp_path: Path) -> None:
     project = Project(tmp_path)
-    done = project.chainette("export", str(result.dir), "-o", "out", "--step", "split", "--to", "jsonl", "--sorted")
+    done = project.chainette("export", str(result.dir), "split", "-o", "out", "--to", "jsonl", "--sorted")
     assert (done.returncode, done.stdout) == (0, "1 file in out\n"), done.stderr
     assert read(sorted((tmp_path / "out").iterdir())) == expected()
     url = f"file://{tmp_path}/bucket/here"
-    again = project.chainette("export", str(result.dir), "-o", url, "--step", "split", "--to", "hf", "--sorted")
+    again = project.chainette("export", str(result.dir), "split", "-o", url, "--to", "hf", "--sorted")
     assert again.returncode == 0, again.stderr
     system, path = fsspec.core.url_to_fs(url)
     assert read([Path(name) for name in system.glob(f"{path}/data/*.parquet")]) == expected()

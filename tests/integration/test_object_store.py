@@ -330,7 +330,7 @@ def test_an_export_that_breaks_off_is_no_data_set_and_the_same_call_makes_it_who
 
 def test_a_killed_export_goes_on_with_the_same_command(tmp_path: Path, store: ObjectStore, finished: RunResult) -> None:
     project = Project(tmp_path)
-    words = ("export", str(finished.dir), "--step", "same", "--to", "csv", "--sorted", "--rows-per-file", "20")
+    words = ("export", str(finished.dir), "same", "--to", "csv", "--sorted", "--rows-per-file", "20")
     reached, go_on = threading.Event(), threading.Event()
 
     def wait(number: int, line: str) -> str:

@@ -19,6 +19,7 @@ __all__ = ["export"]
 @guarded
 def export(
     directory: RunDirectory,
+    step: Annotated[str, typer.Argument(metavar="[STEP]", help="The step whose rows are written.")] = "flattened",
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="FOLDER", help="A new or empty folder, or a URL.")
     ] = None,
@@ -31,7 +32,6 @@ def export(
     private: Annotated[
         bool, typer.Option("--private", help="With --push: nobody else sees the data set, if it is new.")
     ] = False,
-    step: Annotated[str, typer.Option("--step", metavar="ID", help="The rows of this step.")] = "flattened",
     to: Annotated[ExportFormat, typer.Option("--to", help="The format; hf: Parquet with a dataset card.")] = "parquet",
     ordered: Annotated[bool, typer.Option("--sorted", help="By row id; otherwise in the order of the shards.")] = False,
     rows_per_file: Annotated[
