@@ -104,7 +104,7 @@ def test_a_cpu_is_not_filled_with_cache_and_needs_no_compiler(monkeypatch: pytes
     [
         ("block_sise", r"extra\['block_sise'\] is not an argument of this vLLM; did you mean 'block_size'\?"),
         ("zzzzz", r"extra\['zzzzz'\] is not an argument of this vLLM$"),
-        ("_api_process_count", "is no argument"),
+        ("_api_process_count", "is not an argument"),
         ("hf_token", "it is a secret: set HF_TOKEN"),
         ("model", "give it as the engine's model"),
     ],
