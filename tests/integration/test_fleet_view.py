@@ -126,8 +126,8 @@ def test_the_size_of_an_input_without_an_end_is_known_once_it_ends(run: QueueRun
 
 
 def test_only_processes_whose_lease_holds_are_alive(run: QueueRun) -> None:
-    run.queue.beat("w1", {"engines": "python", "metrics": "127.0.0.1:1"})
-    run.queue.beat("w2", {"engines": "python"})
+    run.queue.beat("w1", {"engines": "python", "metrics": "127.0.0.1:1"}, 3600)
+    run.queue.beat("w2", {"engines": "python"}, 3600)
     run.client.zadd("chainette:lease", {"w2": 1})
     assert look(run.client).members == {"w1": Member(names="python", metrics="127.0.0.1:1")}
     assert run.queue.reap() == ["w2"]

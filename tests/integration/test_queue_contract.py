@@ -920,7 +920,7 @@ def budgeted(site: Site) -> Site:
     site.fields = {**site.fields, "used": "4 0 0 0"}
     site.raise_epoch()
     for me in ("w1", "w2"):
-        site.queue.beat(me, {})
+        site.queue.beat(me, {}, 3600)
     return site
 
 
@@ -975,7 +975,7 @@ def scarce(site: Site) -> Iterator[Site]:
     other = {**site.fields, "used": "1 0 0 0", "used:d2": "1 0 0 0"}
     site.queue.install("run-b", 0, OWNER, "anchor-b", [], other)
     for me in ("w1", "w2"):
-        site.queue.beat(me, {})
+        site.queue.beat(me, {}, 3600)
     yield site
     site.queue.close("run-b", max(info.epoch for info in site.queue.runs() if info.run == "run-b"), OWNER, [])
 

@@ -28,7 +28,7 @@ def get(address: str, path: str) -> bytes:
 def test_a_process_is_found_by_what_its_heartbeat_says(database: Database) -> None:
     queue = FleetQueue(database.client)
     with watching(MetricsEndpoint(), database.client, ProcessKind.FLEET) as watch:
-        queue.beat("c1", {"kind": "coordinator", **watch.words})
+        queue.beat("c1", {"kind": "coordinator", **watch.words}, 3600)
         found = json.loads(get(watch.words["metrics"], "/sd"))
         assert found == [{"targets": [watch.words["metrics"]], "labels": {"worker": "c1", "role": "coordinator"}}]
     queue.leave("c1")
@@ -41,8 +41,8 @@ def test_with_a_fleet_key_members_on_other_machines_are_found_by_their_seal(
     queue = FleetQueue(database.client)
     with watching(MetricsEndpoint(), database.client, ProcessKind.FLEET) as watch:
         assert watch.words["metrics_seal"]
-        queue.beat("w1", metrics_words("10.0.0.1:9100", seals_of()))
-        queue.beat("w2", {"metrics": "10.0.0.2:9100", "metrics_seal": watch.words["metrics_seal"]})
+        queue.beat("w1", metrics_words("10.0.0.1:9100", seals_of()), 3600)
+        queue.beat("w2", {"metrics": "10.0.0.2:9100", "metrics_seal": watch.words["metrics_seal"]}, 3600)
         found = json.loads(get(watch.words["metrics"], "/sd"))
     assert [target["targets"] for target in found] == [["10.0.0.1:9100"]]
     for name in ("w1", "w2"):
