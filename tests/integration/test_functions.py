@@ -27,9 +27,11 @@ from chainette.io.rundir.chain_marks import marks_of
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Row, Unit
 from chainette.run.process import process
 from chainette.run.unit_result import UnitResult
+from chainette.utils.event_loop import run_loop
 from tests.support.cli import until
 from tests.support.fleet import record
 from tests.support.patience import LONG
+from tests.support.processes import children
 
 CHAIN = """
 import asyncio, os, signal, subprocess, sys, threading, time
@@ -218,6 +220,20 @@ def test_a_coroutine_that_ends_its_process_is_found_too(site: Site, text: str) -
 
 def test_a_function_that_interrupts_itself_costs_its_row_only(site: Site) -> None:
     assert rejections(site.outcome("ab", "interrupt", "cd")) == [("1", Reason.APPLY_ERROR)]
+
+
+def test_a_unit_that_is_cancelled_while_its_process_starts_leaves_none(site: Site) -> None:
+    async def cancelled(turns: int) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(site.run, "ab")
+            for _ in range(turns):
+                await anyio.sleep(0)
+            group.cancel_scope.cancel()
+        await site.children.aclose()
+        assert not children(os.getpid(), "function_child")
+
+    for turns in range(1, 12):
+        run_loop(cancelled, turns)
 
 
 @pytest.mark.long

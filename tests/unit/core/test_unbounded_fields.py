@@ -131,7 +131,9 @@ def test_many_fields_are_counted() -> None:
 
 
 def test_the_chains_of_the_examples_and_of_the_readme_have_limits(tmp_path: Path) -> None:
-    [code] = re.findall(r"```python[^\n]*\n(from typing .*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[:1]
+    [code] = re.findall(r"```python[^\n]*\n(from typing .*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[
+        :1
+    ]
     (tmp_path / "chain.py").write_text(code, encoding="utf-8")
     for file in [*ROOT.glob("examples/*/chain.py"), ROOT / "deploy" / "k8s" / "base" / "chain.py", tmp_path / "chain.py"]:
         plan = compile_chain(load_chain(file.name, file.parent).chain)

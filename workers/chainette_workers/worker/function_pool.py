@@ -242,7 +242,8 @@ class Children:
         command = [sys.executable, "-P", "-m", "chainette_workers.worker.function_child", str(os.getpid()), str(self.root)]
         command += [self.engines_file or "", msgspec.json.encode(self.parameters).decode(), *self.modules]
         environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
-        process = await anyio.open_process(command, stderr=None, env=environment)
+        with anyio.CancelScope(shield=True):  # a process that nobody knows would never be ended
+            process = await anyio.open_process(command, stderr=None, env=environment)
         assert process.stdout is not None
         child = _Child(process, BufferedByteReceiveStream(process.stdout))
         self._all.append(child)
