@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 import pytest
@@ -227,7 +228,7 @@ def test_a_unit_that_is_cancelled_while_its_process_starts_leaves_none(site: Sit
         async with anyio.create_task_group() as group:
             group.start_soon(site.run, "ab")
             for _ in range(turns):
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
             group.cancel_scope.cancel()
         await site.children.aclose()
         assert not children(os.getpid(), "function_child")
