@@ -7,12 +7,11 @@ import gc
 import io
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
 __all__ = ["end", "leave"]
-
-_FILES = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 
 
 def end(code: int) -> NoReturn:
@@ -27,8 +26,20 @@ def leave(code: int) -> NoReturn:
 
     Nothing else is waited for or called.
     """
-    for value in (sys.stdout, sys.stderr, *gc.get_objects()):
-        if type(value) in _FILES:
-            with suppress(OSError, ValueError):  # a reader that is gone, or a file that was closed
-                value.flush()
+    files = [value for value in gc.get_objects() if issubclass(type(value), io.IOBase)]
+    for file in (sys.stdout, sys.stderr, *files):
+        if isinstance(file, io.TextIOBase):
+            _try(file.flush)
+    for file in files:
+        if isinstance(file, io.BufferedIOBase) and type(file).__module__ != "_io":  # such as gzip's, whose close writes an end
+            _try(file.close)
+    for file in files:
+        if isinstance(file, io.BufferedWriter | io.BufferedRandom):
+            _try(file.flush)
     os._exit(code)
+
+
+def _try(call: Callable[[], object]) -> None:
+    """A reader that is gone, a full disk or a closed file keeps no other file from being written."""
+    with suppress(Exception):
+        call()
