@@ -14,7 +14,7 @@ from chainette_workers.worker.entry import WORKER_NAME
 
 from tests.support.cli import Project, lines, until
 from tests.support.patience import LONG
-from tests.support.processes import words_of
+from tests.support.processes import children, words_of
 
 
 @pytest.fixture
@@ -52,11 +52,10 @@ def start(project: Project, *words: str) -> subprocess.Popen[str]:
 def test_a_fleet_gives_the_rows_of_one_process_also_when_workers_are_killed(project: Project) -> None:
     with project.kept_open():
         run = start(project)
-        workers = {pid: words for pid, words in processes_of(project).items() if WORKER_NAME in words}
-        assert len(workers) == 3 and all(
-            "run chain.py in.jsonl" in words for words in workers.values()
-        )  # forked by the command
-        for pid in [*workers][:2]:
+        until(lambda: len(children(run.pid, WORKER_NAME)) == 3)
+        workers = children(run.pid, WORKER_NAME)
+        assert all("run chain.py in.jsonl" in words_of(pid) for pid in workers)  # forked by the command
+        for pid in workers[:2]:
             os.kill(pid, signal.SIGKILL)
     out, errors = run.communicate(timeout=LONG)
     assert run.returncode == 0, errors
