@@ -16,7 +16,7 @@ from chainette.io.rundir.readback import rows_of_root
 from chainette.io.rundir.run_state import RunState
 from chainette.run.retried_rejections import Rejections
 from chainette.run.same_chain import taken_back
-from chainette.run.selection import CHANGED, changes_since, selection_of
+from chainette.run.selected_rows import CHANGED, changes_since, selection_of
 
 __all__ = ["KeptRows", "LoggedUnits"]
 

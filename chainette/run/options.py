@@ -88,7 +88,7 @@ class RunOptions(RunSettings):
     inputs: Sequence[str | os.PathLike[str]] = ()
     #: Paths that are appended to the input when a finished run is resumed; () otherwise.
     more: Sequence[str | os.PathLike[str]] = ()
-    #: Rows of a resumed run that are computed again: `changed+`, `STEP+`, `rejected`; see `run/selection.py`.
+    #: Rows of a resumed run that are computed again: `changed+`, `STEP+`, `rejected`; see `run/selected_rows.py`.
     select: Sequence[str] = ()
     #: The source of a resumed run's rows, again from the first one, if it had not ended: a stream, or rows.
     source: RowSource | None = None

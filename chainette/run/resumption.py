@@ -41,7 +41,7 @@ from chainette.run.recorded_options import recorded_options, wanted_of
 from chainette.run.resumed_input import lengthened_input, resumed_input
 from chainette.run.retried_rejections import Rejections
 from chainette.run.same_chain import require_unchanged, taken_back, tell_rescues, way_to_recompute
-from chainette.run.selection import REJECTED, require_nodes, selection_of
+from chainette.run.selected_rows import REJECTED, require_nodes, selection_of
 from chainette.run.session import check_drive, finish_run
 
 __all__ = ["compiled_now", "resume", "retry"]

@@ -22,7 +22,7 @@ from chainette.io.rundir.run_state import RunState
 from chainette.records import CHAIN_INPUT, Message, Row, record_of, step_of
 from chainette.run.options import RunOptions
 from chainette.run.resumption import compiled_now
-from chainette.run.selection import changes_since
+from chainette.run.selected_rows import changes_since
 from chainette.run.session import roots_of
 
 __all__ = ["RowPrompts", "prompts_of"]

@@ -16,7 +16,7 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.run_state import RunState
 from chainette.records import CHAIN_INPUT
-from chainette.run.selection import changes_since, stale_starts
+from chainette.run.selected_rows import changes_since, stale_starts
 
 __all__ = ["changed_parameters", "require_unchanged", "taken_back", "tell_rescues", "way_to_recompute"]
 

@@ -24,10 +24,10 @@ from chainette.engine.concurrent_requests import ask_all
 from chainette.errors import EngineRefused, EngineUnavailable, RequestsFailed, TemplateError
 from chainette.hooks import Hook, Laps, Stage
 from chainette.records import Message, Output, Reason, Row, Usage
-from chainette.run.answers import BadAnswer, read_answer, read_value, readable
 from chainette.run.ask import FRESH, Ask, row_seed
 from chainette.run.blame import Evidence
 from chainette.run.budget_reservation import BudgetReservation
+from chainette.run.read_answer import BadAnswer, read_answer, read_value, readable
 from chainette.run.reask import correction
 from chainette.run.shared_answers import Questions, SharedAnswer
 from chainette.run.unit_result import MAX_ROW_BYTES, RAW_LIMIT, UnitResult, raised, streamed, writable

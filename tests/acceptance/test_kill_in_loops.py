@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from chainette_workers.worker.entry import WORKER_NAME
 
 from tests.support.cli import Project, until
 from tests.support.patience import LONG
@@ -136,7 +137,7 @@ def test_a_fleet_killed_in_a_way_and_in_round_3_is_resumed_there(site: Site) -> 
 def test_workers_killed_in_a_way_and_in_round_3_are_replaced_and_the_rows_go_on_there(site: Site) -> None:
     run = site.start("run", "chain.py", "in.jsonl", "-o", "out", "--workers", "2")
     site.wait_for_the_rest()
-    kill(*children(run.pid, "chainette_workers"))
+    kill(*children(run.pid, WORKER_NAME))
     until(lambda: site.server.asked[f"check {IN_WAY}"] == 2)
     site.server.call(site.held.gate.set)
     _, errors = run.communicate(timeout=LONG)

@@ -35,7 +35,7 @@ from chainette.run import executor
 from chainette.run.options import Drive
 from chainette.run.recorded_options import require_accept, require_limit, require_reuse
 from chainette.run.resumption import compiled_now
-from chainette.run.selection import REJECTED, selection_of
+from chainette.run.selected_rows import REJECTED, selection_of
 from chainette.utils.remote_files import is_url
 
 __all__ = ["resume"]

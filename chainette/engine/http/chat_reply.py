@@ -9,13 +9,13 @@ import re
 
 import msgspec
 
-from chainette.engine.answer_text import holds_object
 from chainette.engine.base import Completion, Delta, Finish
 from chainette.engine.http import reply_fields as fields
 from chainette.engine.http.error_replies import NoAnswer, finish_said, first_words
 from chainette.engine.http.reply_fields import Object
 from chainette.engine.http.server_events import Events, lines_of
 from chainette.engine.http.usual_reply import usual_reply
+from chainette.engine.unwrapped_answer import holds_object
 from chainette.records import Usage
 
 __all__ = ["Pieces", "Reading", "read"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chainette.engine.answer_text import holds_object, unwrapped
+from chainette.engine.unwrapped_answer import holds_object, unwrapped
 
 GOOD = '{"label": "ok"}'
 FENCE = "`" * 3

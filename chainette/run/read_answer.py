@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from chainette.core.dump import NotRoundTrip, dump_row, explain
 from chainette.core.step import Step
-from chainette.engine.answer_text import unwrapped
 from chainette.engine.base import Completion, Finish
+from chainette.engine.unwrapped_answer import unwrapped
 from chainette.records import Output, Reason, Usage
 from chainette.run.ask import Ask
 from chainette.run.unit_result import excess, spent_on, writable
