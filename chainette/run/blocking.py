@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -54,7 +54,7 @@ def block(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
 
 def _run(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
     """Runs a coroutine. Ctrl-C cancels it; only a later second Ctrl-C interrupts the clean-up."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not _default:
+    if threading.current_thread() is not threading.main_thread() or not _is_usual(signal.getsignal(signal.SIGINT)):
         return run_loop(call, *arguments)
     asked_at: float | None = None
     cancel: Callable[[], object] | None = None
@@ -86,7 +86,22 @@ def _run(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
             raise
         raise KeyboardInterrupt from None
     finally:
-        signal.signal(signal.SIGINT, _default)
+        signal.signal(signal.SIGINT, _default if asked_at is None else _Echo(asked_at))
+
+
+@dataclass(frozen=True)
+class _Echo:
+    """Handles Ctrl-C after an interrupted run, whose own may be passed on once more."""
+
+    asked_at: float
+
+    def __call__(self, _number: int, _frame: object) -> None:
+        if time.monotonic() - self.asked_at >= _ECHO:
+            raise KeyboardInterrupt
+
+
+def _is_usual(handler: object) -> bool:
+    return handler is _default or isinstance(handler, _Echo)
 
 
 def iterate(

@@ -206,7 +206,7 @@ def test_the_live_view_fits_an_80_by_24_terminal_and_leaves_the_summary(tmp_path
     screen = _in_terminal(project, "run", "chain.py", "in.jsonl", "-o", "out")
     head, _, bars = screen.partition("\x1b[?25l")
     assert "extract  Text → Fact  [writer]" in head
-    assert all(len(line) < 80 for line in _plain(screen).splitlines())
+    assert all(len(line) <= 80 for line in _plain(screen).splitlines())
     assert "40 rows done" in bars
     assert re.search(r"grade +━+─* +\d+/40", _plain(bars))
     assert "\x1b[?25h" in bars  # the cursor is back

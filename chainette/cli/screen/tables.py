@@ -61,7 +61,7 @@ def new_table(columns: Sequence[str], *, numbers: Iterable[str] = (), cut: Itera
 
 def counts_table(metadata: Mapping[str, Any]) -> Table:
     """Rows per step, as the accounting counts them."""
-    table = new_table(("step", *_COLUMNS, "tokens"), numbers=(*_COLUMNS, "tokens"), cut=("step",))
+    table = new_table(("step", *_COLUMNS, "tokens"), numbers=(*_COLUMNS, "tokens"))
     for step, counts in metadata["steps"].items():
         cells = [f"{counts[column]:,}" if counts[column] or column in ("in", "out") else "-" for column in _COLUMNS]
         tokens = counts.get("usage", {}).get("completion_tokens", 0)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import marshal
 import os
 import platform
 import secrets
@@ -327,13 +326,14 @@ def _ask_keeper(keeper: subprocess.Popen[bytes], recipe: _Recipe, lock: int) -> 
         "config": recipe.config,
         "directory": recipe.directory,
         "data_dir": str(recipe.data_dir),
-        "lock": lock,
-        "starter": os.getpid(),
-        "grace": recipe.grace,
+        "lock": str(lock),
+        "starter": str(os.getpid()),
+        "grace": str(recipe.grace),
     }
+    words = "\0".join(word for item in request.items() for word in item).encode()
     assert keeper.stdin is not None and keeper.stdout is not None
     with contextlib.suppress(BrokenPipeError):
-        keeper.stdin.write(marshal.dumps(request))
+        keeper.stdin.write(b"%d\n%b" % (len(words), words))
     answer = keeper.stdout.readline().strip()
     return int(answer) if answer.isdigit() else 0
 

@@ -2,16 +2,16 @@
 
 A script of its own (`python -I -S keeper.py`, standard library only), because a server that must die with its starter
 needs a parent that survives a kill -9 of the starter, and cannot be ended by another thread. It reads one dictionary
-(`marshal`), starts the server, prints its process id (0 and the reason if it cannot be started), and ends it (SIGTERM,
-after the grace SIGKILL) when its standard input ends, when the starter is gone (a forked child may hold the pipe open),
-at SIGTERM, or when the server ends by itself. Its last words are the end of the server's log; the directory of socket
-and log is gone then. Should the keeper itself be killed, the kernel kills the server (Linux).
+(its length, then names and texts between NULs), starts the server, prints its process id (0 and the reason if it
+cannot be started), and ends it (SIGTERM, after the grace SIGKILL) when its standard input ends, when the starter is
+gone (a forked child may hold the pipe open), at SIGTERM, or when the server ends by itself. Its last words are the
+end of the server's log; the directory of socket and log is gone then. Should the keeper itself be killed, the kernel
+kills the server (Linux).
 """
 
 from __future__ import annotations
 
 import contextlib
-import marshal
 import os
 import select
 import signal
@@ -21,7 +21,7 @@ import sys
 TYPE_CHECKING = False  # as in `typing`, which doubles the start-up of this script
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import IO, Any
+    from typing import IO
 
 try:
     import ctypes
@@ -43,14 +43,14 @@ def main() -> None:
     # blocked signals are inherited, and a starter that blocks SIGTERM would make the server deaf to it
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    try:
-        request = marshal.load(sys.stdin.buffer)  # noqa: S302 - of the process that started this one, on the same Python
-    except EOFError:  # which is gone
+    length = sys.stdin.buffer.readline()
+    if not length:  # the starter is gone
         return
-    keep(request)
+    parts = sys.stdin.buffer.read(int(length)).decode().split("\0")
+    keep(dict(zip(parts[::2], parts[1::2], strict=True)))
 
 
-def keep(request: dict[str, Any]) -> None:
+def keep(request: dict[str, str]) -> None:
     directory = request["directory"]
     os.umask(0o077)  # for the log, the socket and the server's data
     os.mkdir(directory, 0o700)  # noqa: PTH102 - pathlib doubles the start-up of this script
@@ -64,22 +64,22 @@ def keep(request: dict[str, Any]) -> None:
             try:
                 tell(b"%d\n" % server.pid)
                 send(server, request["config"].encode())
-                wait(server, request["starter"])
+                wait(server, int(request["starter"]))
             finally:
-                end(server, request["grace"])
+                end(server, float(request["grace"]))
                 tell(tail(log))
     finally:
         clear(directory)
 
 
-def launch(request: dict[str, Any], log: IO[bytes]) -> subprocess.Popen[bytes]:
+def launch(request: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603
         [request["server"], "-"],
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,
         cwd=request["data_dir"],
-        pass_fds=[request["lock"]],
+        pass_fds=[int(request["lock"])],
         preexec_fn=die_with_keeper(),
     )
 
