@@ -26,7 +26,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from chainette.engine.base import Completion, Done, Engine, Finish, Request, Tell
+from chainette.engine.base import Cause, Completion, Done, Engine, Finish, Request, Tell
 from chainette.engine.concurrent_requests import ask_all
 from chainette.engine.config import EngineConfig
 from chainette.engine.vllm.arguments import VllmOptions, environment, in_environment, missing_files, passes_on
@@ -345,6 +345,10 @@ class VllmEngine(Engine):
                 by_limit = usage.completion_tokens >= request.sampling.max_tokens
                 error = "" if by_limit else cut(usage, self._limit)
                 return Completion(text, Finish.LENGTH, reasoning, usage, error)
+            case "error":  # retryable, as vLLM says; a child that was told to end gives it before it aborts the others
+                return Completion(
+                    text, Finish.FAILED, reasoning, usage, "vllm could not compute the answer", cause=Cause.BROKEN
+                )
             case reason:
                 return Completion(text, Finish.ERROR, reasoning, usage, f"vllm ended the answer: {reason}")
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from chainette.engine.base import Request, SamplingParams
+from chainette.engine.base import Cause, Finish, Request, SamplingParams
 from chainette.engine.config import make_config
 from chainette.engine.vllm.async_llm import VllmEngine
+from chainette.engine.vllm.thoughts import ThinkingAnswer
 from chainette.errors import EngineConfigError, EngineUnavailable
 from chainette.records import Message
+
+REQUEST = Request((Message("user", "a"),), SamplingParams(), 1, {}, "a")
 
 
 def engine() -> VllmEngine:
@@ -35,4 +39,10 @@ def test_a_package_that_does_not_import_says_why(monkeypatch: pytest.MonkeyPatch
 
 def test_an_engine_that_is_not_open_is_unavailable() -> None:
     with pytest.raises(EngineUnavailable, match="not open"):
-        asyncio.run(engine().generate([Request((Message("user", "a"),), SamplingParams(), 1, {}, "a")]))
+        asyncio.run(engine().generate([REQUEST]))
+
+
+def test_a_row_is_not_at_fault_if_vllm_could_not_compute_its_answer() -> None:
+    output = SimpleNamespace(outputs=[SimpleNamespace(finish_reason="error")], metrics=None)
+    found = engine()._completion(REQUEST, output, ThinkingAnswer(), 3, 0.1)
+    assert (found.finish, found.cause) == (Finish.FAILED, Cause.BROKEN)
