@@ -125,22 +125,25 @@ def test_engines_that_share_a_device_take_turns_in_every_round(tmp_path: Path) -
     assert [row["revise._round"] for row in result.rows("flattened")] == [3] * 5 and result.metadata["balanced"]
 
 
-def test_a_run_that_dies_in_round_3_goes_on_in_round_3(tmp_path: Path) -> None:
-    asked: list[str] = []
-    dead = True
+def dying_once(question: str, asked: list[str]) -> Callable[[Any], str]:
+    """A model that notes every question, and ends the run at this one if it is asked for the first time."""
 
     def answer(request: Any) -> str:
         asked.append(user_text(request))
-        if dead and user_text(request) == "1 in round 3":
+        if user_text(request) == question and asked.count(question) == 1:
             raise KeyError("the process dies here")
         return f'{{"v": {user_text(request)[-1]}}}'
 
-    with scripted(m=answer):
+    return answer
+
+
+def test_a_run_that_dies_in_round_3_goes_on_in_round_3(tmp_path: Path) -> None:
+    asked: list[str] = []
+    with scripted(m=dying_once("1 in round 3", asked)):
         steps = [ask("{{ n }} in round {{ round }}"), apply(fourth, id="judge")]
         chain = Chain(name="c", steps=[revise(steps=steps).join("final")], input_model=N)
         with pytest.raises(KeyError):
             chain.run([N(n=1)], tmp_path / "run")
-        dead = False
         result = resume(tmp_path / "run", chain)
     assert asked == [f"1 in round {number}" for number in (1, 2, 3, 3, 4)]
     assert ends(result) == {"0": (4, 4)}
@@ -241,20 +244,11 @@ def test_fewer_rounds_and_other_endings_are_refused_with_the_loop_to_compute_ane
 
 def test_an_interrupted_run_goes_on_with_more_rounds(tmp_path: Path) -> None:
     asked: list[str] = []
-    dead = True
-
-    def answer(request: Any) -> str:
-        asked.append(user_text(request))
-        if dead and user_text(request) == "1 in round 2":
-            raise KeyError("the process dies here")
-        return f'{{"v": {user_text(request)[-1]}}}'
-
-    with scripted(m=answer):
+    with scripted(m=dying_once("1 in round 2", asked)):
         steps = [ask("{{ n }} in round {{ round }}"), apply(fourth, id="judge")]
         chains = [Chain(name="c", steps=[revise(steps=steps, max_rounds=most).join("final")], input_model=N) for most in (2, 5)]
         with pytest.raises(KeyError):
             chains[0].run([N(n=1)], tmp_path / "run")
-        dead = False
         result = resume(tmp_path / "run", chains[1])
     assert asked == [f"1 in round {number}" for number in (1, 2, 2, 3, 4)]
     assert ends(result) == {"0": (4, 4)}
