@@ -23,7 +23,7 @@ def collect_rarely() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Python looks for no cycles inside the `with` block, in which modules are imported, and never among what it made.
+    """Python looks for no cycles inside the `with` block, in which modules are imported, and never among its objects.
 
     Modules stay, and looking at them takes a tenth of the time of their import. For the command and workers, as above.
     """

@@ -78,7 +78,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _show_live(run: str | None, redis: str | None, *, watching: bool, as_json: bool) -> None:
-    """Shows what a Redis has of a run, or of the fleet; of a run that is over, its directory, if it is here."""
+    """Shows a run, or the fleet, as Redis knows it; of a run that is over, its directory, if it is here."""
     try:
         connection = connect(redis)
     except RunError as error:

@@ -2,7 +2,7 @@
 
 An object store cannot rename a folder. So files are sent to `_unfinished/`, each under the digest of its content; once the last
 one is there, `all_sent.json` lists them, the store copies them to their names, and `_unfinished/` goes. Readers of folders skip
-names that begin with `_`. A kill leaves `_unfinished/`, and the same call goes on from what it holds.
+names that begin with `_`. A kill leaves `_unfinished/`, and the same call goes on with its files.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class Forker:
 
     @classmethod
     def ahead(cls) -> Forker | None:
-        """A copy of this process, which has imported most of what workers need. It forks them when that is ordered, and ends
+        """A copy of this process, which has imported most modules of a worker. It forks them when that is ordered, and ends
         with this process.
 
         A copy has this process's memory, so it is made before there are rows or the user's code, and never beside other
