@@ -41,6 +41,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from chainette.utils.plurals import counted
+
 if TYPE_CHECKING:
     from chainette.records import Rejection
 
@@ -129,9 +131,13 @@ class PlanError(ChainetteError):
     def __init__(self, chain: str, problems: Sequence[Problem]) -> None:
         self.chain = chain
         self.problems = tuple(problems)
-        count = len(self.problems)
         lines = "\n".join(f"  {problem}" for problem in self.problems)
-        super().__init__(f"chain {chain!r} cannot run: {count} problem{'s' * (count > 1)}\n{lines}")
+        super().__init__(f"{self.headline}\n{lines}")
+
+    @property
+    def headline(self) -> str:
+        """The message without the problems."""
+        return f"chain {self.chain!r} cannot run: {counted(len(self.problems), 'problem')}"
 
 
 class LoadError(ChainetteError):
@@ -144,7 +150,7 @@ class LoadErrors(LoadError):
     def __init__(self, problems: Sequence[LoadError]) -> None:
         self.problems = tuple(problems)
         lines = "\n".join(f"  {problem}" for problem in self.problems)
-        super().__init__(f"the chain file has {len(self.problems)} problems\n{lines}")
+        super().__init__(f"the chain file has {counted(len(self.problems), 'problem')}\n{lines}")
 
 
 class ParameterError(LoadError):
@@ -279,6 +285,6 @@ class RowsRejected(ChainetteError):
         self.rejections = tuple(rejections)
         first = self.rejections[0]
         super().__init__(
-            f"{len(self.rejections)} row(s) were rejected; the first is row {first.row_id} "
+            f"{counted(len(self.rejections), 'rejected row')}; the first is row {first.row_id} "
             f"at {first.step_id!r}: {first.reason}: {first.message}"
         )

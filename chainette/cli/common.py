@@ -105,9 +105,7 @@ def for_scripts(text: str | Path) -> str:
 def error_lines(error: Exception) -> list[str]:
     """The error as the user reads it: its message, or one line per problem of a chain."""
     if isinstance(error, PlanError):
-        count = len(error.problems)
-        head = f"error: chain {error.chain!r} cannot run: {count} problem{'s' * (count > 1)}"
-        return [head, *(f"  {problem_line(problem)}" for problem in error.problems)]
+        return [f"error: {error.headline}", *(f"  {problem_line(problem)}" for problem in error.problems)]
     if isinstance(error, ChainetteError):
         return f"error: {_seen_from_here(str(error))}".splitlines()
     if type(error).__module__.startswith("redis."):

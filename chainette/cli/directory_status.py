@@ -14,6 +14,7 @@ from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status
 from chainette.io.rundir.versions import KEPT, version_numbers
+from chainette.utils.plurals import counted
 
 __all__ = ["can_go_on", "is_working", "standing", "summary_line", "version_lines"]
 
@@ -72,5 +73,5 @@ def summary_line(directory: Path) -> str:
         metadata = metadata_of(read_state(RunDir(directory))[0])
     except RunError as error:
         return str(error)
-    counts = f"{metadata['rows_finished']:,} rows finished, {metadata['rows_rejected']:,} rejected"
+    counts = f"{counted(metadata['rows_finished'], 'row')} finished, {metadata['rows_rejected']:,} rejected"
     return f"{standing(metadata, working=False)}, {counts}"

@@ -51,6 +51,7 @@ from chainette.run.options import Drive, RunOptions
 from chainette.run.planning import compile_plan
 from chainette.utils.ids import new_run_id
 from chainette.utils.plugins import HOOKS
+from chainette.utils.plurals import counted
 from chainette.utils.remote_files import is_url
 from chainette.utils.terminal_text import visible
 from chainette.utils.user_errors import told
@@ -146,7 +147,7 @@ def launch(
         name = "the input" if given.get("below") == "run" else show_path(given["path"])  # standard input has no path to show
         tell(f"warning: {name} holds no records", fg="yellow", err=True)
     if (accept := result.metadata.get("accept")) and not accept["last"]:
-        fewer = f"accepted {accept['certain']:,} of {accept['wanted']:,} rows: the input has no more records"
+        fewer = f"accepted {accept['certain']:,} of {counted(accept['wanted'], 'row')}: the input has no more records"
         tell(f"warning: {fewer}", fg="yellow", err=True)
     if code := exit_code_of(result.metadata):
         raise typer.Exit(code)

@@ -14,6 +14,7 @@ from chainette.conformance.case import BrokenPromise, Case, NotApplicable, Subje
 from chainette.engine.base import Completion, Delta, Finish, Request
 from chainette.errors import EngineUnavailable
 from chainette.records import Message
+from chainette.utils.plurals import counted
 
 __all__ = ["BEHAVIOUR"]
 
@@ -67,7 +68,7 @@ async def _answers_no_request(subject: Subject) -> None:
 async def _counts_usage(subject: Subject) -> None:
     [completion] = await answered(subject, question("A red ball"))
     usage = completion.usage
-    require(usage.requests == 1, f"{usage.requests} requests were counted for one")
+    require(usage.requests == 1, f"the usage of one request counts {counted(usage.requests, 'request')}")
     require(usage.prompt_tokens > 0 and usage.completion_tokens > 0, f"tokens are not counted: {usage}")
 
 
@@ -76,7 +77,8 @@ async def _cuts_at_max_tokens(subject: Subject) -> None:
     if completion.finish is Finish.STOP and subject.engine.deterministic and completion.usage.completion_tokens > 4:
         raise NotApplicable("it draws whole answers")
     require(completion.finish is Finish.LENGTH, f"an answer of 4 tokens ended with {completion.finish}")
-    require(completion.usage.completion_tokens <= 4, f"{completion.usage.completion_tokens} tokens, and 4 were allowed")
+    tokens = completion.usage.completion_tokens
+    require(tokens <= 4, f"the answer has {counted(tokens, 'token')}; 4 were allowed")
 
 
 async def _leaves_neighbours_of_a_cut_answer_whole(subject: Subject) -> None:
@@ -96,7 +98,7 @@ async def _streams_what_it_answers(subject: Subject) -> None:
 async def _streams_in_pieces(subject: Subject) -> None:
     pieces: list[Delta] = []
     await subject.engine.stream(question("Tell a story", _Story), pieces.append)
-    require(len(pieces) > 2, f"a long answer came in {len(pieces)} pieces")
+    require(len(pieces) > 2, f"a long answer came in {counted(len(pieces), 'piece')}")
 
 
 async def _streams_side_by_side(subject: Subject) -> None:

@@ -15,6 +15,7 @@ from chainette.engine.base import Completion, Engine, Finish, Request, SamplingP
 from chainette.engine.config import EngineConfig
 from chainette.records import Message
 from chainette.utils.json_schema import generate_json_output_prompt
+from chainette.utils.plurals import counted
 
 __all__ = [
     "BrokenPromise",
@@ -100,7 +101,7 @@ def require(holds: object, words: str) -> None:
 async def answered(subject: Subject, *requests: Request) -> list[Completion]:
     """One call of `generate`, whose answers are as many as its requests, none of them an error."""
     found = await subject.engine.generate(requests)
-    require(len(found) == len(requests), f"{len(found)} answers to {len(requests)} requests")
+    require(len(found) == len(requests), f"{counted(len(found), 'answer')} to {counted(len(requests), 'request')}")
     for completion in found:
         said = f"{completion.finish}: {completion.error or completion.text[:80]!r}"
         require(completion.finish in (Finish.STOP, Finish.LENGTH), f"a plain question ended with {said}")

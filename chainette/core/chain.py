@@ -17,6 +17,7 @@ from chainette.errors import ChainetteError, DeclarationError, Place
 from chainette.utils.argument_advice import explained, spelt_out
 from chainette.utils.call_site import caller_place
 from chainette.utils.ids import name_problem
+from chainette.utils.plurals import counted
 
 if TYPE_CHECKING:
     from chainette.core.streaming import StreamEvent
@@ -87,7 +88,7 @@ class Chain:
         object.__setattr__(self, "steps", checked_elements(self.name, self.steps, self.place))
 
     def __repr__(self) -> str:
-        return f"Chain({self.name!r}, {len(self.steps)} element{'s' * (len(self.steps) != 1)}, {self.place})"
+        return f"Chain({self.name!r}, {counted(len(self.steps), 'element')}, {self.place})"
 
     def _repr_html_(self) -> str:
         """The drawing of `chainette inspect-dag`, or the problems of a chain that does not fit together, for notebooks."""

@@ -19,6 +19,7 @@ from chainette.core.plan import Plan
 from chainette.core.plan_node import NodeKind, PlanNode
 from chainette.core.targets import End, Target, ToBranchEnd, ToFork, ToNode, ToWays
 from chainette.records import CHAIN_INPUT
+from chainette.utils.plurals import counted
 
 __all__ = [
     "describe_engines",
@@ -170,7 +171,7 @@ def _route_text(route: Choice) -> str:
     if isinstance(route, Rounds):
         ends = [*route.joins, *route.sides]
         alias = f"joined as {{{{ {route.alias} }}}}" if route.joins else "not joined"
-        return f"loop {route.decision}, {len(ends)} round{'s' * (len(ends) > 1)} at most, {alias}"
+        return f"loop {route.decision}, {counted(len(ends), 'round')} at most, {alias}"
     alias = next((f", joined as {{{{ {join.alias} }}}}" for join in route.joins), ", not joined")
     return f"route {route.decision}{alias}{', a list' if route.many else ''}"
 

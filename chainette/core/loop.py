@@ -15,6 +15,7 @@ from chainette.errors import DeclarationError
 from chainette.records import Reason
 from chainette.utils.argument_advice import explained
 from chainette.utils.call_site import caller_place
+from chainette.utils.plurals import counted
 
 __all__ = ["Judge", "Loop", "Outcome"]
 
@@ -117,8 +118,8 @@ class Judge:
         if self.round < self.loop.max_rounds:
             return RoundEnd(way="again", taken=taken, score=score)
         if self.loop.on_exhausted == "reject":
-            rounds = f"{self.round} round{'s' * (self.round > 1)}"
-            raise Undecided(Reason.EXHAUSTED, f"{self.loop.until.label} did not hold after {rounds}")
+            words = f"{self.loop.until.label} did not hold after {counted(self.round, 'round')}"
+            raise Undecided(Reason.EXHAUSTED, words)
         return RoundEnd(way="kept", taken=taken, score=score)
 
     def _best(self, item: Any, history: Mapping[str, Any]) -> tuple[int, float | None]:

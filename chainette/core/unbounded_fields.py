@@ -42,7 +42,7 @@ def unbounded_outputs(plan: Plan) -> list[Problem]:
 
 def _warning(model: type[BaseModel], fields: list[str], steps: list[str]) -> str:
     shown = ", ".join(fields[:_NAMED]) + (f" and {len(fields) - _NAMED} more" if len(fields) > _NAMED else "")
-    users = f"step{'s' * (len(steps) > 1)} {', '.join(map(repr, steps))}"
+    users = ", ".join(f"step {step!r}" for step in steps)
     return (
         f"{users}: {model.__name__} has no limit on {shown}; an answer that does not stop fills max_tokens and is rejected: "
         "Field(max_length=...) sets a limit"

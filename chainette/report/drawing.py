@@ -19,6 +19,7 @@ from chainette.io.rundir.graph import (
 )
 from chainette.io.rundir.run_state import RunState
 from chainette.records import CHAIN_INPUT
+from chainette.utils.plurals import counted
 
 __all__ = ["Arrow", "Box", "Drawing", "Words", "draw"]
 
@@ -112,11 +113,11 @@ class _Pen:
         column = _Column(_MARGIN, max(self._width(first), _WIDTH))
         middle = self._middle(column)
         source = self._counts(CHAIN_INPUT)
-        y = self._box(middle, _MARGIN, "input", CHAIN_INPUT, f"{source.taken:,} records", source)
+        y = self._box(middle, _MARGIN, "input", CHAIN_INPUT, counted(source.taken, "record"), source)
         tails, y = self._sequence(first, column, y, [_Tail(middle, y, source.given)])
         for tail in tails:
             self._arrow(tail, middle, y + _DOWN, self._state.finished_rows)
-        y = self._pill(middle, y + _DOWN, f"{self._state.finished_rows:,} finished rows")
+        y = self._pill(middle, y + _DOWN, counted(self._state.finished_rows, "finished row"))
         self._drawing.width, self._drawing.height = column.width + 2 * _MARGIN, y + _MARGIN
         return self._drawing
 
@@ -198,7 +199,7 @@ class _Pen:
         """The end of a branch that is not joined."""
         for end in ends:
             self._arrow(end, middle, bottom + _DOWN, end.rows)
-        return self._pill(middle, bottom + _DOWN, f"{sum(end.rows for end in ends):,} rows written")
+        return self._pill(middle, bottom + _DOWN, f"{counted(sum(end.rows for end in ends), 'row')} written")
 
     def _join(self, fork: GraphFork, middle: float, y: float, joined: list[_Tail]) -> tuple[list[_Tail], float]:
         counts = self._counts(fork.id)

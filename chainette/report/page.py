@@ -21,6 +21,7 @@ from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.statistics import COMPLETION, PROMPT, Figures
 from chainette.report.charts import COLOURS, Series, Span, render_lines, render_spans
 from chainette.report.drawing import draw
+from chainette.utils.plurals import counted
 from chainette.utils.terminal_text import visible
 
 __all__ = ["Chart", "Rejects", "StepLine", "render_page"]
@@ -70,7 +71,7 @@ class StepLine:
         by_engine = self.counts.get("engines")
         if by_engine is None:
             return ", ".join(self.engines)
-        return ", ".join(f"{name} ({_count(found['out'])} rows)" for name, found in by_engine.items())
+        return ", ".join(f"{name} ({counted(found['out'], 'row')})" for name, found in by_engine.items())
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from chainette.errors import RunStopped
+from chainette.utils.plurals import counted
 
 __all__ = ["Limits", "RejectWatch"]
 
@@ -63,7 +64,8 @@ class RejectWatch:
         tally.open += opened
         rows = tally.taken + max(0, tally.open)
         if self._limit is not None and tally.taken >= _SAMPLE and tally.rejected / rows >= self._limit:
+            rejected_rows = f"{tally.rejected:,} of {counted(rows, 'row')}"
             raise RunStopped(
-                f"step {step!r} rejected {tally.rejected} of {rows} rows, which reaches --max-reject-rate {self._limit:g}; "
+                f"step {step!r} rejected {rejected_rows}, which reaches --max-reject-rate {self._limit:g}; "
                 "`chainette rejected DIR` shows why"
             )

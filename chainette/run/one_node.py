@@ -26,6 +26,7 @@ from chainette.io.rundir.writer import RunWriter
 from chainette.records import CHAIN_INPUT, Reason, Rejection, Row, Source, owner_of, row_order
 from chainette.run.limits import Limits
 from chainette.run.scheduler import LocalRun
+from chainette.utils.plurals import counted
 
 __all__ = ["execute_node"]
 
@@ -44,7 +45,9 @@ async def execute_node(
     if not inputs:
         return [], []
     if histories is not None and len(histories) != len(inputs):
-        raise DeclarationError(f"{node.id!r}: {len(inputs)} inputs but {len(histories)} histories; give one history per input")
+        raise DeclarationError(
+            f"{node.id!r}: {counted(len(inputs), 'input')}, but histories for {len(histories)}; give one history per input"
+        )
     rows = _rows(inputs, histories)
     known = sorted({name for row in histories for name in row.values}) if histories else []
     element = node.join(node.name) if isinstance(node, Branch) and not isinstance(node, JoinBranch) else node

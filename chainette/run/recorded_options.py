@@ -13,6 +13,7 @@ from chainette.io.rundir.logged_paths import chain_root_of
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import RunState
 from chainette.run.options import RunOptions
+from chainette.utils.plurals import counted
 
 __all__ = ["recorded_options", "require_accept", "require_limit", "require_reuse", "reused_by", "wanted_of"]
 
@@ -74,7 +75,7 @@ def require_limit(directory: RunDir, state: RunState, wanted: int | None) -> int
         raise RunDirectoryError(f"{directory}: the run takes the whole input; a limit of {wanted} cannot be set afterwards")
     if wanted < state.limit:
         raise RunDirectoryError(
-            f"{directory}: the run takes {state.limit:,} records, and their results stay; a limit can be raised, "
+            f"{directory}: the run takes {counted(state.limit, 'record')}, and their results stay; a limit can be raised, "
             f"not lowered to {wanted:,}"
         )
     return wanted
@@ -100,7 +101,7 @@ def require_accept(directory: RunDir, state: RunState, wanted: int | None) -> in
         )
     if wanted < known:
         raise RunDirectoryError(
-            f"{directory}: the run accepts {known:,} rows, and those that are written stay; the number can be raised, "
-            f"not lowered to {wanted:,}. The first {wanted:,} rows of flattened are the ones that you want"
+            f"{directory}: the run accepts {counted(known, 'row')}, and those that are written stay; the number can be raised, "
+            f"not lowered to {wanted:,}. For fewer rows, take the first of flattened"
         )
     return wanted

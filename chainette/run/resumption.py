@@ -43,6 +43,7 @@ from chainette.run.retried_rejections import Rejections
 from chainette.run.same_chain import require_unchanged, taken_back, tell_rescues, way_to_recompute
 from chainette.run.selected_rows import REJECTED, require_nodes, selection_of
 from chainette.run.session import check_drive, finish_run
+from chainette.utils.plurals import counted
 
 __all__ = ["compiled_now", "resume", "retry"]
 
@@ -124,7 +125,7 @@ def _require_at_its_end(directory: RunDir, state: RunState) -> None:
         )
     if state.limit is not None:
         raise RunDirectoryError(
-            f"{directory}: the run takes the first {state.limit:,} records (--limit), so nothing can follow its input; "
+            f"{directory}: the run takes {counted(state.limit, 'record')} (--limit), so nothing can follow its input; "
             f"ask only for what is new in another directory: `chainette run CHAIN INPUTS --reuse {directory} -o NEW`"
         )
 

@@ -12,6 +12,7 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.run_state import RunState
 from chainette.records import CHAIN_INPUT, Reason
+from chainette.utils.plurals import counted
 
 __all__ = ["Rejections"]
 
@@ -48,8 +49,8 @@ class Rejections:
         words = shlex.join(["chainette", "rejected", str(directory), *(word for pair in chosen for word in pair), "--records"])
         return (
             "All rows of a directory come from one chain, so its rejected rows cannot be asked alone with another. "
-            f"For these {rows:,} rows, in a directory of their own: `{words} > rejected.{kind_of_records(state)}`, "
-            "which prints the command to ask for them. "
+            f"To ask for them in a directory of their own ({counted(rows, 'row')}): "
+            f"`{words} > rejected.{kind_of_records(state)}`, which prints the command to ask for them. "
         )
 
     def require_some(self, directory: RunDir, plan: Plan, state: RunState) -> None:

@@ -17,6 +17,7 @@ from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.run_state import RunState
 from chainette.records import CHAIN_INPUT
 from chainette.run.selected_rows import changes_since, stale_starts
+from chainette.utils.plurals import counted
 
 __all__ = ["changed_parameters", "require_unchanged", "taken_back", "tell_rescues", "way_to_recompute"]
 
@@ -35,10 +36,10 @@ def require_unchanged(directory: RunDir, state: RunState, plan: Plan, alone: str
         return
     starts = stale_starts(plan, state, changes)
     alone = "" if starts == [FLATTENED] else alone
-    rows = f" ({' and '.join(f'{state.node(step).taken:,} rows of {step}' for step in starts)})" if alone else ""
+    rows = " and ".join(f"{counted(state.node(step).taken, 'row')} of {step}" for step in starts)
     raise ChainChanged(
         f"{directory}: the chain has changed since its rows were written: {', '.join(changes.sentences)}. "
-        f"{alone}{way_to_recompute(directory, starts, _sets(state, plan), rows)}"
+        f"{alone}{way_to_recompute(directory, starts, _sets(state, plan), f' ({rows})' if alone else '')}"
         f"{again_in_python(directory, state.run, starts)}"
     )
 

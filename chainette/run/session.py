@@ -38,6 +38,7 @@ from chainette.run.options import Drive, RunOptions
 from chainette.run.stored_answers import StoredAnswers, index_own, require_runs
 from chainette.run.window import window_for
 from chainette.screen.shown import shown
+from chainette.utils.plurals import counted
 
 if TYPE_CHECKING:
     from chainette.run.local_sink import Writer
@@ -92,9 +93,9 @@ class Session:
         accepted, directory = self.writer.accepted, self.writer.directory
         assert accepted is not None
         return (
-            f"{directory}: {accepted.certain:,} of {accepted.wanted:,} rows are accepted, and all rows that were read from its "
-            f"source are used up. Give the source again, from its first row: `... | chainette resume {directory} --input -`, "
-            f"or chain.run(rows, {str(directory)!r}, resume=True)"
+            f"{directory}: {accepted.certain:,} of {counted(accepted.wanted, 'row')} accepted, and all rows that were read "
+            f"from its source are used up. Give the source again, from its first row: "
+            f"`... | chainette resume {directory} --input -`, or chain.run(rows, {str(directory)!r}, resume=True)"
         )
 
     def finish(self) -> None:

@@ -31,6 +31,7 @@ from chainette.run.read_answer import BadAnswer, read_answer, read_value, readab
 from chainette.run.reask import correction
 from chainette.run.shared_answers import Questions, SharedAnswer
 from chainette.run.unit_result import MAX_ROW_BYTES, RAW_LIMIT, UnitResult, raised, streamed, writable
+from chainette.utils.plurals import counted
 from chainette.utils.user_errors import RAISED
 
 __all__ = ["Asking"]
@@ -289,7 +290,9 @@ class Asking:
                 done(index, completion)
             if unanswered:  # else the rows would wait for ever
                 given = len(asks) - len(unanswered)
-                raise RuntimeError(f"engine {self.node.engine!r} gave {given} answers to {len(asks)} requests")
+                raise RuntimeError(
+                    f"engine {self.node.engine!r} gave {counted(given, 'answer')} to {counted(len(asks), 'request')}"
+                )
         except EngineRefused as error:
             if not self.evidence.is_accepted:
                 self.evidence.refuse(error)

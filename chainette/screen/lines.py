@@ -10,6 +10,7 @@ from chainette.engine.price import Cost
 from chainette.io.rundir.costs import plain_cost
 from chainette.io.rundir.progress import EngineView, NodeView, Progress, TotalView
 from chainette.screen.numbers import amount, clock, short
+from chainette.utils.plurals import counted, counted_of
 from chainette.utils.terminal_text import visible_line
 
 __all__ = ["fitting", "total_line", "view_lines"]
@@ -33,7 +34,7 @@ def view_lines(progress: Progress, width: int, height: int) -> list[Text]:
     lines = [columns.head(), *map(columns.line, shown)]
     if folded:
         done = sum(node.done == node.total for node in folded)
-        lines.append(Text(f"+{len(folded)} more steps, {done} of them done", style="dim"))
+        lines.append(Text(f"+{counted(len(folded), 'more step')}, {done} of them done", style="dim"))
     return fitting([*lines, *tail], width)
 
 
@@ -112,10 +113,9 @@ def _engine_line(engine: EngineView) -> Text:
 
 
 def total_line(total: TotalView) -> Text:
-    of = f" of {total.total:,}" if total.total is not None else ""
     parts = [
-        f"{total.done:,}{of} rows done",
-        f"{total.arrived:,} answers on their way to the disk" if total.arrived else "",
+        f"{counted_of(total.done, total.total, 'row')} done",
+        f"{counted(total.arrived, 'answer')} on the way to the disk" if total.arrived else "",
         clock(total.elapsed) if total.elapsed is not None else "",
         f"{clock(total.left)} left" if total.left is not None and total.done != total.total else "",
         f"{short(total.tokens)} tok/s" if total.tokens else "",

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from chainette.errors import ChainetteError, WrongArguments
 from chainette.utils.call_site import caller_place
+from chainette.utils.plurals import counted
 
 __all__ = ["advice", "explained", "nearest", "spelt_out"]
 
@@ -114,7 +115,7 @@ def _refusal(
     unknown = {} if takes_any else {key: value for key, value in keys.items() if key not in known}
     if len(arguments) > len(places):
         form = ", ".join([*places, *(f"{each}=..." for each in required if each not in places)])
-        taken = f"{len(places)} positional argument{'s' * (len(places) > 1)}" if places else "no positional arguments"
+        taken = counted(len(places), "positional argument") if places else "no positional arguments"
         said = f"it takes {taken}; write {name}({form})"
     elif unknown:
         said = advice(unknown, known, hints)

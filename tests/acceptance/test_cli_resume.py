@@ -187,7 +187,7 @@ def test_a_finished_run_whose_shard_is_gone_or_cut_is_not_called_whole(project: 
     else:
         shard.write_bytes(shard.read_bytes()[:-5])
     done = project.chainette("resume", "out")
-    lost = "is not there, but the log knows 200 rows of it" if damage == "gone" else "rows were lost"
+    lost = "is missing, but the log lists 200 rows in it" if damage == "gone" else "rows were lost"
     assert done.returncode == 1 and "out/grade/0.jsonl" in done.stderr, done.stderr
     assert f"{lost}. Restore the file from a backup" in done.stderr, done.stderr
     if damage == "gone":

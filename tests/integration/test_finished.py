@@ -205,7 +205,7 @@ def test_the_writer_refuses_to_finish_a_run_whose_log_lacks_roots(tmp_path: Path
     chain = lasting()
     copy = stopped_copies(tmp_path, chain, inputs)[3]
     writer = recover(RunDir(copy), compile_chain(chain))
-    with pytest.raises(NotFinished, match=r"roots .* of 7 \(each of 4 records\) not complete"):
+    with pytest.raises(NotFinished, match=r"of 7 roots \(4 records each\) not complete: "):
         writer.finish("d", ROWS)
     writer.close()
     assert "run_finished" not in (copy / "events.jsonl").read_text()
@@ -219,7 +219,7 @@ def test_a_local_run_that_loses_a_root_exits_1_and_is_resumed(
     pending = Roots.pending
     with monkeypatch.context() as patch:
         patch.setattr(Roots, "pending", lambda self, done: (root for root in pending(self, done) if root.number != 2))
-        with pytest.raises(NotFinished, match=r"root 2 of 7 .* not complete\. `chainette resume") as refused:
+        with pytest.raises(NotFinished, match=r"1 of 7 roots .* not complete: 2\. `chainette resume") as refused:
             chain.run(inputs, tmp_path / "run")
     assert refused.value.exit_code == 1
     metadata = json.loads((tmp_path / "run/metadata.json").read_text())

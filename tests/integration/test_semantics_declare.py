@@ -629,5 +629,5 @@ def test_a_node_executed_alone_that_rejects_raises_with_every_rejection() -> Non
 
 def test_nothing_executed_alone_gives_nothing() -> None:
     assert apply(split).execute([]) == ([], [])
-    with pytest.raises(DeclarationError, match="1 inputs but 0 histories"):
+    with pytest.raises(DeclarationError, match="1 input, but histories for 0"):
         apply(split).execute([Text(text="a")], [])

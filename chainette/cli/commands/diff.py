@@ -16,6 +16,7 @@ from chainette.cli.screen.record import cell, indented
 from chainette.cli.screen.tables import console, new_table
 from chainette.io.rundir.comparison import ChangedRow, Comparison, compare
 from chainette.io.rundir.result import open_run
+from chainette.utils.plurals import counted
 
 __all__ = ["diff"]
 
@@ -57,10 +58,10 @@ def diff(
 
 
 def _summary(found: Comparison, step: str) -> Iterator[str]:
-    yield f"{step}: {found.equal:,} rows equal, {len(found.changed):,} changed (matched by {found.by})"
+    yield f"{step}: {counted(found.equal, 'row')} equal, {len(found.changed):,} changed (matched by {found.by})"
     for side, names in (("A", found.only_first), ("B", found.only_second)):
         if names:
-            yield f"only in {side}: {len(names):,} rows: {_listed(names)}"
+            yield f"only in {side}: {counted(len(names), 'row')}: {_listed(names)}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from chainette.cli.common import guarded, tell
 from chainette.cli.flags import RunDirectory
 from chainette.io.rundir.result import open_run
 from chainette.io.tables.exported_files import ExportFormat
+from chainette.utils.plurals import counted
 from chainette.utils.remote_files import is_url, shown_url
 
 __all__ = ["export"]
@@ -63,4 +64,4 @@ def export(
 
 
 def _told(files: Sized, place: str) -> str:
-    return f"{len(files):,} file{'s' * (len(files) != 1)} in {place}"
+    return f"{counted(len(files), 'file')} in {place}"

@@ -25,6 +25,7 @@ from chainette.core.usercode.parameters import text_of
 from chainette.engine.preflight import foreseen
 from chainette.errors import PlanError, Problem
 from chainette.io.rundir.plan_graph import graph_of
+from chainette.utils.plurals import counted
 
 __all__ = ["inspect", "inspect_dag"]
 
@@ -69,8 +70,8 @@ def inspect(
         return
     warn(warnings)
     screen = console()
-    nodes = f"{len(plan.steps)} node{'s' * (len(plan.steps) > 1)}"
-    accepted = f", stops after {plan.accept:,} accepted rows" if plan.accept is not None else ""
+    nodes = counted(len(plan.steps), "node")
+    accepted = f", stops after {counted(plan.accept, 'accepted row')}" if plan.accept is not None else ""
     screen.print(f"chain {plan.chain}: {nodes}, input {plan.input_model.__name__}, batch size {plan.batch_size}{accepted}")
     screen.print()
     if loaded.declared:
@@ -78,8 +79,7 @@ def inspect(
         screen.print()
     screen.print(_nodes_table(plan))
     screen.print()
-    count = len(warnings)
-    screen.print("no problems" + (f", {count} warning{'s' * (count > 1)}" if count else ""))
+    screen.print("no problems" + (f", {counted(len(warnings), 'warning')}" if warnings else ""))
 
 
 def _described(loaded: LoadedChain, plan: Plan) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from chainette.run.options import RunOptions
 from chainette.run.sample import sample
 from chainette.run.step_estimates import StepEstimate
 from chainette.screen.numbers import amount, clock, dollars
+from chainette.utils.plurals import counted
 from chainette.utils.remote_files import is_url
 
 __all__ = ["plan"]
@@ -92,9 +93,9 @@ def _on_disk(sources: list[str], folder: Path, limit: int | None) -> str | list[
 
 
 _BASIS = {
-    "sample": "by a sample of {sampled:,} of {records:,} records, which is kept and not asked again{sample}",
-    "earlier run": "by the rows of an earlier run; {records:,} records",
-    "at most": "at most, for {records:,} records: one request with the longest answer that max_tokens and the output model "
+    "sample": "by a sample of {sampled:,} of {records}, which is kept and not asked again{sample}",
+    "earlier run": "by the rows of an earlier run; {records}",
+    "at most": "at most, for {records}: one request with the longest answer that max_tokens and the output model "
     "allow, thoughts aside, on every way and in every round. --sample 50 asks some and knows better",
 }
 
@@ -146,28 +147,26 @@ def _lines(found: Estimate, output: Path | None) -> Iterator[str]:
         flags = [word for pair in (*sets, *(("--select", one) for one in found.select)) for word in pair]
         yield f"as it goes on: {command_line('resume', str(output), *flags)}"
     asked = f" ({dollars(found.sample_usd)})" if found.sample_usd else ""
-    yield _BASIS[found.basis].format(sampled=found.sampled, records=found.records, sample=asked)
+    yield _BASIS[found.basis].format(sampled=found.sampled, records=counted(found.records, "record"), sample=asked)
     if guessed := [step.step for step in found.steps if _about(step)]:
         called = f", or from {', '.join(found.functions)}, which a plan does not call" if found.functions else ""
         steps = ", ".join(dict.fromkeys(guessed))
         yield f"~ rows of {steps} are estimated: they follow from answers that nobody has yet{called}"
-    for counted, words in _COUNTED.items():
-        if named := [step.step for step in found.steps if step.requests and step.counted_by == counted]:
+    for method, words in _COUNTED.items():
+        if named := [step.step for step in found.steps if step.requests and step.counted_by == method]:
             yield f"tokens in of {', '.join(dict.fromkeys(named))}: {words}"
     for step in found.steps:
         if step.why and round(step.rows):
-            yield f"{step.step}: {step.rows:,.0f} rows are asked{' again' * found.resumed}: {step.why}"
+            yield f"{step.step}: {counted(step.rows, 'row')} to ask{' again' * found.resumed}: {step.why}"
     for step in found.steps:
         if round(step.repeated):
             about = _about(step)
-            yield (
-                f"{step.step}: {about}{step.repeated:,.0f} of {about}{step.rows:,.0f} rows repeat the request of another row; "
-                "--dedupe saves these requests"
-            )
+            repeated = f"{about}{step.repeated:,.0f} of {about}{counted(step.rows, 'row')}"
+            yield f"{step.step}: {repeated} repeat the request of another row; --dedupe saves these requests"
     if found.simulated:
         yield f"answers of {', '.join(found.simulated)}: simulated, so tokens, time and cost are not those of a model"
     time = "" if found.seconds is None else f", {clock(found.seconds)}"
-    yield f"in all: {found.requests:,.0f} requests, {_total(found)}{time}"
+    yield f"in all: {counted(found.requests, 'request')}, {_total(found)}{time}"
 
 
 def _total(found: Estimate) -> str:

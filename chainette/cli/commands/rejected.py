@@ -28,6 +28,7 @@ from chainette.io.rundir.reading import read_folder
 from chainette.io.rundir.run_state import RunState
 from chainette.records import CHAIN_INPUT, Reason, record_of
 from chainette.run import executor
+from chainette.utils.plurals import counted
 from chainette.utils.terminal_text import visible
 
 __all__ = ["rejected"]
@@ -133,7 +134,7 @@ def _print_records(directory: Path, rows: Iterable[dict[str, Any]]) -> None:
     for line in record_lines(run, state, numbers):
         typer.echo(for_scripts(line))
     if numbers:
-        tell(f"{len(numbers):,} records; to ask for them with the chain as it is now: {_asking(run, state)}", err=True)
+        tell(f"{counted(len(numbers), 'record')}; to ask for them with the chain as it is now: {_asking(run, state)}", err=True)
 
 
 def _asking(run: RunDir, state: RunState) -> str:

@@ -17,6 +17,7 @@ from chainette.fleet.redis.connect import chosen_url, connect, shown
 from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
+from chainette.utils.plurals import counted
 from chainette.utils.terminal_text import visible_line
 
 __all__ = ["cancel", "kill", "pause", "runs", "unpause"]
@@ -46,7 +47,7 @@ def runs(redis: RedisUrl = None, as_json: AsJson = False) -> None:
     for line in why:
         screen.print(visible_line(line), soft_wrap=True)
     for name, member in sorted(fleet.members.items()):
-        served = f"{', '.join(member.engines)}, {member.rows_in_flight} rows in flight"
+        served = f"{', '.join(member.engines)}, {counted(member.rows_in_flight, 'row')} in flight"
         about = served if member.is_worker else f"pid {member.pid} on {member.host}"
         screen.print(visible_line(f"{member.kind} {name}: {about}"), soft_wrap=True)
     if not any(member.is_worker for member in fleet.members.values()):
@@ -90,7 +91,7 @@ def kill(
     here = recorded(shown(chosen_url(redis)), engine)
     whom = f"of {engine!r} " if engine else ""
     asked = _ask_to_stop(engine, redis, instead=len(here))
-    tell(f"asked {asked} worker{'s' * (asked > 1)} {whom}to end" if asked else f"no live workers {whom}there")
+    tell(f"asked {counted(asked, 'worker')} {whom}to end" if asked else f"no live workers {whom}there")
     for worker in end(here, grace):
         tell(f"worker {worker.name} (process {worker.pid}) did not end in {grace:g} s and was killed")
 

@@ -41,6 +41,7 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.progress import Progress
 from chainette.io.rundir.run_state import RunState
 from chainette.screen.lines import view_lines
+from chainette.utils.plurals import counted_of
 
 if TYPE_CHECKING:
     import redis
@@ -213,8 +214,8 @@ def _held(state: RunState) -> str:
 
 def _head(state: RunState, metadata: dict[str, Any], stands: str) -> Iterator[str]:
     yield f"run {metadata['run_id']} of chain {metadata['chain']}: {stands}"
-    total = f" of {state.expected:,}" if state.expected is not None else ""
-    yield f"input: {metadata['input'].get('path', '?')}, {metadata['records']:,}{total} records done"
+    records = counted_of(metadata["records"], state.expected, "record")
+    yield f"input: {metadata['input'].get('path', '?')}, {records} done"
     if metadata["parameters"]:
         yield f"parameters: {parameters_line(metadata['parameters'])}"
     if metadata["units_retried"]:

@@ -18,6 +18,7 @@ from chainette.cli.screen.tables import console
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.row_story import RowStory, StepResult, story_of
 from chainette.run.row_prompts import RowPrompts, prompts_of
+from chainette.utils.plurals import counted
 
 __all__ = ["why"]
 
@@ -104,7 +105,7 @@ def _attempts(outcome: StepResult) -> int:
 
 def _said(outcome: StepResult) -> str:
     attempts = _attempts(outcome)
-    answers = f" after {attempts} answers" if attempts > 1 else " after 1 answer" if attempts else ""
+    answers = f" after {counted(attempts, 'answer')}" if attempts else ""
     match outcome.kind:
         case "rejected":
             return f"rejected, {outcome.values['reason']}{answers}"
@@ -130,5 +131,5 @@ def _end(story: RowStory) -> str:
     if not story.complete:
         return f"row {story.row_id} is not finished yet" + (f"; its last outcome is that of {last.step}" if last else "")
     if below:
-        return f"{below} row{'s' * (below > 1)} made from row {story.row_id} {'are' if below > 1 else 'is'} finished"
+        return f"{counted(below, 'row')} made from row {story.row_id} {'are' if below > 1 else 'is'} finished"
     return f"row {story.row_id} did not reach the end of the chain"

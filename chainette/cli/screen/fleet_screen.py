@@ -22,6 +22,7 @@ from chainette.io.rundir.costs import plain_cost
 from chainette.io.rundir.progress import EngineView, Progress
 from chainette.screen.lines import fitting, view_lines
 from chainette.screen.numbers import amount, clock, short
+from chainette.utils.plurals import counted, counted_of
 from chainette.utils.terminal_text import visible_line
 
 __all__ = ["FleetView", "RunView", "watch"]
@@ -133,10 +134,9 @@ class FleetView:
         progress = self._progress.setdefault(info.run, Progress(Path(), self._clock))
         progress.look(run.state(), {})
         total = progress.total()
-        of = f" of {total.total:,}" if total.total is not None else ""
         parts = [
             info.state,
-            f"{total.done:,}{of} rows" if info.epoch >= 0 else "",
+            counted_of(total.done, total.total, "row") if info.epoch >= 0 else "",
             f"{short(total.rate)} rows/s" if total.rate else "",
             f"{short(total.tokens)} tok/s" if total.tokens else "",
             f"{clock(total.left)} left" if total.left else "",
@@ -164,7 +164,7 @@ def _engine(name: str, members: Mapping[str, Member]) -> EngineView:
     if not serving:
         return EngineView(name, "no live worker", trouble=True)
     rows = sum(member.rows_in_flight for member in serving)
-    return EngineView(name, f"{len(serving)} worker{'s' * (len(serving) > 1)}, {rows:,} rows in flight there")
+    return EngineView(name, f"{counted(len(serving), 'worker')}, {counted(rows, 'row')} in flight there")
 
 
 # -- the lines
@@ -172,8 +172,8 @@ def _engine(name: str, members: Mapping[str, Member]) -> EngineView:
 
 def _headline(run: LiveRun) -> Text:
     info = run.info
-    window = f", {info.live_rows:,} of {info.window:,} rows live" if info.window else ""
-    behind = f", {run.results:,} results to be written" if run.results else ""
+    window = f", {info.live_rows:,} of {counted(info.window, 'row')} live" if info.window else ""
+    behind = f", {counted(run.results, 'result')} to be written" if run.results else ""
     return Text(f"run {info.run}: {info.state}{window}{behind}", style="bold")
 
 
@@ -193,7 +193,7 @@ def _aside_words(run: LiveRun) -> str:
     """A note about messages that were put aside; "" if there are none."""
     info = run.info
     last = f"the last: {info.aside_why}; " if info.aside_why else ""
-    return f"{info.aside:,} messages cannot be right and were put aside; {last}see {kept_aside(info.run)}" if info.aside else ""
+    return f"{counted(info.aside, 'invalid message')} put aside; {last}see {kept_aside(info.run)}" if info.aside else ""
 
 
 def _load(queue: Queue) -> str:
@@ -204,14 +204,14 @@ def _load(queue: Queue) -> str:
 def _totals(members: Mapping[str, Member]) -> Text:
     kinds = [member.kind for member in members.values()]
     rows = sum(member.rows_in_flight for member in members.values())
-    counted = [f"{kinds.count(kind)} {kind}{'s' * (kinds.count(kind) != 1)}" for kind in (WORKER, "coordinator", "sink")]
-    return Text(f"{', '.join(counted)}; {rows:,} rows in flight", style="bold")
+    processes = ", ".join(counted(kinds.count(kind), kind) for kind in (WORKER, "coordinator", "sink"))
+    return Text(f"{processes}; {counted(rows, 'row')} in flight", style="bold")
 
 
 def _member_line(name: str, member: Member) -> Text:
     if not member.is_worker:
         return Text(f"{member.kind} {name}: pid {member.pid} on {member.host}, since {member.started}")
-    turns = f"; {member.swaps} swaps, the last took {member.swap_seconds} s" if member.swaps else ""
-    held = f"{member.rows_in_flight} rows in flight in {member.units_in_flight} units"
+    turns = f"; {counted(member.swaps, 'swap')}, the last took {member.swap_seconds} s" if member.swaps else ""
+    held = f"{counted(member.rows_in_flight, 'row')} in flight in {counted(member.units_in_flight, 'unit')}"
     place = f" (pid {member.pid} on {member.host})" if member.pid else ""
     return Text(f"worker {name}{place}: {member.names}, {held}{turns}")

@@ -22,6 +22,7 @@ from chainette.io.rundir.event_types import EngineLoaded, Event, RunResumed, Run
 from chainette.io.rundir.progress import Progress, TotalView, earlier_events
 from chainette.io.rundir.result import RunResult
 from chainette.screen.numbers import clock, short
+from chainette.utils.plurals import counted, counted_of
 from chainette.utils.terminal_text import visible_json, visible_paragraph
 
 __all__ = ["JsonLines", "Plain", "QuietReporter", "Reporter", "line_writer"]
@@ -121,7 +122,7 @@ class Plain(Reporter):
 
     def _start(self) -> str:
         state = self.progress.state
-        rows = "rows of unknown number" if state.expected is None else f"{state.expected:,} row{'s' * (state.expected != 1)}"
+        rows = "rows of unknown number" if state.expected is None else counted(state.expected, "row")
         verb = f"goes on in phase {state.phase + 1}" if state.phase else "resumed" if state.epoch else "started"
         return f"run {state.run.run_id}: chain {state.run.chain} {verb}, {rows}, into {self._directory}"
 
@@ -151,14 +152,13 @@ class Plain(Reporter):
 
 
 def progress_line(view: TotalView, progress: Progress) -> str:
-    """`1200 of 5000 rows | extract 1300, sum 1200 | 31 rows/s | 2:03 left | 3 rejected`."""
-    total = f" of {view.total}" if view.total is not None else ""
+    """`1,200 of 5,000 rows | extract 1,300, sum 1,200 | 31 rows/s | 2:03 left | 3 rejected`."""
     parts = [
-        f"{view.done}{total} rows",
-        "" if (found := progress.state.accepted) is None else f"{found.certain} of {found.wanted} accepted",
-        ", ".join(f"{node.id} {node.done}" for node in progress.nodes()),
+        counted_of(view.done, view.total, "row"),
+        "" if (found := progress.state.accepted) is None else f"{found.certain:,} of {found.wanted:,} accepted",
+        ", ".join(f"{node.id} {node.done:,}" for node in progress.nodes()),
         f"{short(view.rate)} rows/s",
         f"{clock(view.left)} left" if view.left is not None else "",
-        f"{view.rejected} rejected" if view.rejected else "",
+        f"{view.rejected:,} rejected" if view.rejected else "",
     ]
     return " | ".join(part for part in parts if part)

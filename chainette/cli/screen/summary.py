@@ -15,6 +15,7 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status
 from chainette.records import CHAIN_INPUT
 from chainette.screen.numbers import amount, clock, dollars
+from chainette.utils.plurals import counted
 
 __all__ = [
     "accept_lines",
@@ -45,7 +46,7 @@ def ahead_line(metadata: Mapping[str, Any]) -> Iterator[str]:
     first = [*metadata["steps"].values()][1:2]
     if metadata["status"] != Status.FINISHED and first and first[0]["in"] > metadata["steps"][CHAIN_INPUT]["out"]:
         size = metadata["settings"]["batch_size"]
-        yield f"chain_input counts groups of {size:,} records whose rows are all done; the steps are ahead of it"
+        yield f"chain_input counts groups of {counted(size, 'record')} whose rows are all done; the steps are ahead of it"
 
 
 def accounting_line(metadata: Mapping[str, Any]) -> str:
@@ -62,7 +63,7 @@ def accept_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str])
     ended = metadata["status"] == Status.FINISHED and not accept["last"]
     missing = "; the input has no more records" if ended else ""
     last = f", the last is row {accept['last']}" if accept["last"] else ""
-    yield f"accepted: {accept['certain']:,} of {accept['wanted']:,} rows{last}{missing}"
+    yield f"accepted: {accept['certain']:,} of {counted(accept['wanted'], 'row')}{last}{missing}"
     surplus = {step: counts["surplus"]["in"] for step, counts in metadata["steps"].items() if "surplus" in counts}
     if rows := ", ".join(f"{step} {count:,}" for step, count in surplus.items() if count):
         yield f"surplus behind it, which a raised --accept uses ({command_line('resume', directory, '--accept', 'N')}): {rows}"
@@ -81,7 +82,7 @@ def reuse_line(metadata: Mapping[str, Any]) -> Iterator[str]:
     none."""
     for name, words in (("reused", "reused from earlier runs"), ("shared", "answered with equal requests")):
         rows = [
-            f"{counts[name]:,} of {counts['in']:,} rows of {step}"
+            f"{counts[name]:,} of {counted(counts['in'], 'row')} of {step}"
             for step, counts in metadata["steps"].items()
             if counts.get(name)
         ]
@@ -93,7 +94,7 @@ def escalation_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
     """One line per step that may ask several engines: how many rows each of them answered."""
     for step, counts in metadata["steps"].items():
         if engines := counts.get("engines"):
-            answered = (f"{found['out']:,} rows answered by {name}" for name, found in engines.items())
+            answered = (f"{counted(found['out'], 'row')} answered by {name}" for name, found in engines.items())
             yield f"{step}: {', '.join(answered)}"
 
 
@@ -101,7 +102,7 @@ def candidate_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
     """One line per step whose candidates are not all valid."""
     for step, counts in metadata["steps"].items():
         if invalid := counts.get("invalid_candidates"):
-            yield f"{step}: {invalid:,} of {counts['out']:,} candidates invalid"
+            yield f"{step}: {invalid:,} of {counted(counts['out'], 'candidate')} invalid"
 
 
 def engine_lines(metadata: Mapping[str, Any]) -> Iterator[str]:
@@ -117,13 +118,13 @@ def token_line(metadata: Mapping[str, Any]) -> Iterator[str]:
     if usage["requests"]:
         yield (
             f"tokens: {usage['prompt_tokens']:,} in prompts, {usage['completion_tokens']:,} in answers, "
-            f"{usage['requests']:,} requests"
+            f"{counted(usage['requests'], 'request')}"
         )
     yield from cost_line(metadata)
     if discarded := metadata.get("discarded"):
         yield (
-            f"discarded: {discarded['requests']:,} requests whose unit was stopped, at least "
-            f"{discarded['completion_tokens']:,} tokens in answers; their rows are asked again"
+            f"discarded: {counted(discarded['requests'], 'request')} whose unit was stopped, at least "
+            f"{counted(discarded['completion_tokens'], 'token')} in answers; their rows are asked again"
         )
     if metadata["simulated"]:
         engines = metadata["engines"]
@@ -154,9 +155,10 @@ def plan_line(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) ->
     asked = sum(usage["requests"] for usage in usages) - plan["asked"]
     share, part = 1.0, ""
     if metadata["records"] < plan["records"] and not plan["resumed"]:
-        share, part = metadata["records"] / plan["records"], f", {metadata['records']:,} of its {plan['records']:,} records"
+        share = metadata["records"] / plan["records"]
+        part = f", {metadata['records']:,} of its {counted(plan['records'], 'record')}"
     planned = share * sum(step["requests"] for step in plan["steps"])
-    parts = [f"{planned:,.0f} requests, and {asked:,} were asked"]
+    parts = [f"{counted(planned, 'request')}, and {asked:,} were asked"]
     usd = share * sum(step["usd"] for step in plan["steps"])
     if usd and (cost := metadata.get("cost")):
         spent = cost["usd"] - plan["spent"]["usd"]

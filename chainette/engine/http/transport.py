@@ -26,6 +26,7 @@ from chainette.engine.http.timing import Policy, Timing, full_jitter
 from chainette.errors import EngineRefused, EngineUnavailable
 from chainette.utils.backoff import backoff
 from chainette.utils.gather import together
+from chainette.utils.plurals import counted
 
 __all__ = ["Listen", "Protocol", "Reader", "Transport"]
 
@@ -272,7 +273,7 @@ class Transport:
         Raises:
             EngineUnavailable: no endpoint can be reached.
         """
-        words = failure.words if tries.failed == 1 else f"{failure.words}; given up after {tries.failed} tries"
+        words = failure.words if tries.failed == 1 else f"{failure.words}; given up after {counted(tries.failed, 'attempt')}"
         if failure.fault is Fault.UNREACHABLE:
             raise EngineUnavailable(f"engine {self._config.name!r}: {words}")
         hint = self._protocol.refusal_hint(failure.status) if failure.status else ""
@@ -323,8 +324,8 @@ class Transport:
 
     def _never_ready(self, checks: Sequence[Reply | Failure], seconds: float, attempts: int) -> EngineUnavailable:
         return EngineUnavailable(
-            f"engine {self._config.name!r} did not become ready in {seconds:.0f} s, {attempts} tries: {self._said(checks)}; "
-            f"{self._protocol.start_hint}"
+            f"engine {self._config.name!r} did not become ready in {seconds:.0f} s ({counted(attempts, 'attempt')}): "
+            f"{self._said(checks)}; {self._protocol.start_hint}"
         )
 
     def _said(self, checks: Sequence[Reply | Failure]) -> str:

@@ -12,6 +12,7 @@ from chainette.engine.config import EngineConfig
 from chainette.engine.special_tokens import SpecialTokens
 from chainette.errors import EngineConfigError
 from chainette.records import Message, Usage
+from chainette.utils.plurals import counted
 
 __all__ = ["TEMPLATE_KEY", "ChatTokens", "cut", "encoded_apart", "prefix_order", "too_long"]
 
@@ -103,8 +104,8 @@ def too_long(tokens: int, limit: int) -> str:
 def cut(usage: Usage, limit: int) -> str:
     """Says where an answer was cut before its max_tokens."""
     return (
-        f"the answer was cut after {usage.completion_tokens} tokens, because prompt ({usage.prompt_tokens} tokens) and "
-        f"answer fill max_model_len={limit}; raise it, or ask for less"
+        f"the answer was cut after {counted(usage.completion_tokens, 'token')}, because prompt "
+        f"({counted(usage.prompt_tokens, 'token')}) and answer fill max_model_len={limit}; raise it, or ask for less"
     )
 
 

@@ -19,6 +19,7 @@ import msgspec
 
 from chainette.errors import RunError
 from chainette.fleet.protocol.messages import BadMessage
+from chainette.utils.plurals import counted
 
 __all__ = ["VARIABLE", "FleetKey", "NoKey", "Purpose", "Seals", "Unsealed", "seals_of"]
 
@@ -117,8 +118,8 @@ class FleetKey:
         """Raises RunError if the secret is too short to be one."""
         if len(self.secret) < _SHORTEST:
             raise RunError(
-                f"{VARIABLE} has {len(self.secret)} characters, at least {_SHORTEST} are needed; "
-                "deploy/redis/make_users.py draws one, or: openssl rand -base64 32"
+                f"{VARIABLE} has {counted(len(self.secret), 'character')}; at least {_SHORTEST} are needed. "
+                "Make one with deploy/redis/make_users.py or `openssl rand -base64 32`"
             )
         key = hashlib.blake2b(self.secret.encode("utf-8", "surrogateescape")).digest()
         object.__setattr__(self, "_keyed", hashlib.blake2b(key=key, digest_size=_TAG, person=b"chainette"))

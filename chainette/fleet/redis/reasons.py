@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from chainette.fleet.redis.fleet_view import LiveRun
 from chainette.fleet.redis.run_registry import Role
+from chainette.utils.plurals import counted
 
 __all__ = ["reasons"]
 
@@ -77,7 +78,7 @@ def _unserved(run: LiveRun, own_workers: bool) -> Iterator[str]:
 def _failing(run: LiveRun) -> Iterator[str]:
     if run.delayed:
         said = f": {run.trouble}" if run.trouble else ""
-        yield f"{run.delayed:,} units wait, because their engine does not answer{said}"
+        yield f"{counted(run.delayed, 'unit')} waiting for an engine that does not answer{said}"
 
 
 def _full(run: LiveRun) -> Iterator[str]:
@@ -87,6 +88,6 @@ def _full(run: LiveRun) -> Iterator[str]:
     elif info.still < _STILL or any(queue.units for queue in run.queues):
         return  # a full window is how a healthy run bounds its memory: it moves on with each root that becomes durable
     elif info.window and info.live_rows >= info.window:
-        yield f"the window is full: {info.live_rows:,} rows are between admission and the disk, of {info.window:,}"
+        yield f"the window is full: {info.live_rows:,} of {counted(info.window, 'row')} are between admission and the disk"
     elif info.window_bytes and info.live_bytes >= info.window_bytes:
         yield f"the window is full: rows of {info.live_bytes >> 20:,} MiB are between admission and the disk"

@@ -69,6 +69,7 @@ from chainette.fleet.redis.streams import SealedNotes, entry_id, lies_apart, str
 from chainette.io.rundir.event_log import encode_line
 from chainette.io.rundir.event_types import Event, Note
 from chainette.records import Effects, Outcome, Rejection, encode
+from chainette.utils.plurals import counted
 
 if TYPE_CHECKING:
     import redis
@@ -177,7 +178,7 @@ class FleetQueue(LeasedQueue):
         rows = self._seal(keys, Purpose.ROOT, str(root), encode(record))
         plain = wire_effects(keys, plan, root, effects, self._seals, token)
         admission = self._seal(keys, Purpose.ENTRY, f"{root}\0{token}", encode(Admission(bad)))
-        require_size(f"root {root} of {len(record.rows)} rows", self._max_commit, rows, plain)
+        require_size(f"root {root} of {counted(len(record.rows), 'row')}", self._max_commit, rows, plain)
         reply = self._call(
             "admit",
             run=keys.run,

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple, Protocol
 
+from chainette.utils.plurals import counted
+
 __all__ = [
     "BOM",
     "KEPT",
@@ -166,7 +168,7 @@ def _join_record(start: Line, source: Iterable[Line], separator: bytes, max_byte
         if not _is_open(data, separator, inside=True):
             break
     else:
-        error = f"a quoted cell in it is never closed; the {last - start.number:,} lines after it were read as part of it"
+        error = f"a quoted cell in it is never closed, so the record goes on for {counted(last - start.number, 'more line')}"
     data = b"".join(parts)
     if not error and not _is_well_quoted(data, separator):
         error = (

@@ -14,6 +14,7 @@ from chainette.io.inputs.delimited import KEPT, AnyLineEnd, Line, lines, records
 from chainette.io.inputs.packing import open_text
 from chainette.io.inputs.readers import Record, require_distinct
 from chainette.io.inputs.text_file import TextFile, not_utf8
+from chainette.utils.plurals import counted
 
 __all__ = ["DelimitedFile"]
 
@@ -78,7 +79,8 @@ class DelimitedFile(TextFile):
 
     def _problem(self, cells: list[str | None]) -> str | None:
         if len(cells) > len(self._columns) and any(cells[len(self._columns) :]):
-            return f"{len(cells)} cells where the header has {len(self._columns)}; quote cells that hold {self._separator!r}"
+            cause = f"{counted(len(cells), 'cell')}, but the header has {len(self._columns)}"
+            return f"{cause}; quote cells that hold {self._separator!r}"
         if [(cell or "").strip() for cell in cells] == self._header:
             return "the header again; if two files were put one behind the other, give them as several inputs"
         return None

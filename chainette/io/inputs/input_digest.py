@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from chainette.errors import InputError
 from chainette.records import Read
+from chainette.utils.plurals import counted
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -159,7 +160,7 @@ _GO_ON = (
 
 def _difference(known: Stamp, found: Stamp) -> str:
     if found.size != known.size:
-        return f"it had {known.size:,} bytes, now it has {found.size:,}"
+        return f"it had {counted(known.size, 'byte')}, now it has {found.size:,}"
     return f"it was written to at {datetime.fromtimestamp(found.mtime_ns / 1e9).isoformat(' ', 'seconds')}"
 
 

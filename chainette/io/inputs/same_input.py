@@ -8,6 +8,7 @@ from chainette.errors import InputError
 from chainette.io.inputs.input_digest import Stamp, digest_of
 from chainette.io.inputs.readers import InputFile
 from chainette.records import Read
+from chainette.utils.plurals import counted
 
 __all__ = ["require_same_beginning", "require_same_input"]
 
@@ -22,7 +23,9 @@ def require_same_input(source: InputFile, recorded: dict[str, Any], read: Read |
     """
     if recorded.get("growing"):
         if read is not None and digest_of(source.files(), read.upto) != read.digest:
-            raise InputError(f"{source.path}: the first {read.upto:,} bytes are not those that were read; begin a new run")
+            raise InputError(
+                f"{source.path}: the beginning has changed since it was read ({counted(read.upto, 'byte')}); begin a new run"
+            )
         return True
     equal, settled = _stamps(source, recorded)
     if equal and settled:
@@ -61,15 +64,15 @@ def _difference(source: InputFile, recorded: dict[str, Any], read: Read | None) 
     size = source.size
     begins_alike = _begins_alike(source, read)
     if size > recorded["size"] and begins_alike:
-        grown = f"{recorded['size']:,} bytes then, {size:,} now; its beginning is unchanged, so it seems to have grown"
+        grown = f"{counted(recorded['size'], 'byte')} then, {size:,} now; its beginning is unchanged, so it seems to have grown"
         return f"{grown} (new rows go into a file of their own, for --more, or into a new run with --reuse)"
     if size != recorded["size"]:
-        return f"{recorded['size']:,} bytes then, {size:,} now"
+        return f"{counted(recorded['size'], 'byte')} then, {size:,} now"
     if not begins_alike:
         assert read is not None
-        return f"its size is the same ({size:,} bytes), but the first {read.upto:,}, which were read, are not"
+        return f"its size is the same ({counted(size, 'byte')}), but the first {read.upto:,}, which were read, are not"
     if [stamp[0] for stamp in recorded.get("files", source.stamps)] != [stamp.size for stamp in source.stamps]:
         return "its files have other sizes"
     if source.identity()["sample"] != recorded["sample"]:
-        return f"its size is the same ({size:,} bytes), but its first or last MiB is not"
+        return f"its size is the same ({counted(size, 'byte')}), but its first or last MiB is not"
     return ""

@@ -15,6 +15,7 @@ import msgspec
 from chainette.io.rundir.event_types import Beyond, RootDone, UnitCommitted
 from chainette.io.rundir.graph import Edge, EdgeToBranchEnd, EdgeToEnd, EdgeToFork, EdgeToNode, EdgeToWays, Graph
 from chainette.records import Usage
+from chainette.utils.plurals import counted
 
 __all__ = ["EngineCounts", "NodeCounts", "RowCounts", "imbalance", "plain_usage", "ranges"]
 
@@ -203,11 +204,11 @@ def imbalance(graph: Graph, passed: Mapping[str, RowCounts], done: RootDone) -> 
                 counts = passed.get(name, _NOTHING)
                 taken, given = counts.taken, counts.given
                 if taken != given + counts.gone:
-                    return f"{name!r} took {taken:,} rows and accounts for {given + counts.gone:,}"
+                    return f"{name!r} took {counted(taken, 'row')} and accounts for {given + counts.gone:,}"
                 following = graph.by_id[name].next
                 if isinstance(following, EdgeToWays):
                     if sum(counts.ways.values()) != given:
-                        return f"{name!r} gave {given:,} rows, and {sum(counts.ways.values()):,} took a way"
+                        return f"{name!r} gave {counted(given, 'row')}, and {sum(counts.ways.values()):,} took a way"
                     arriving += [(edge, counts.ways.get(way, 0)) for way, edge in following.ways]
                 else:
                     arriving.append((following, given))
@@ -221,7 +222,7 @@ def imbalance(graph: Graph, passed: Mapping[str, RowCounts], done: RootDone) -> 
             case EdgeToBranchEnd() | EdgeToWays():
                 continue
         if taken != rows:
-            return f"{name!r} took {taken:,} rows, but {rows:,} came"
+            return f"{name!r} took {counted(taken, 'row')}, but {rows:,} came"
     return ""
 
 

@@ -21,6 +21,7 @@ from chainette.core.setting_changes import SETTINGS, Settings, settings_of_engin
 from chainette.errors import EngineConfigError
 from chainette.io.rundir.graph import Edge, Graph, GraphChoice, GraphJoin, GraphNode, GraphRounds
 from chainette.records import CHAIN_INPUT, declared_of
+from chainette.utils.plurals import counted
 
 __all__ = ["FLATTENED", "PARTS", "Changes", "changes_between", "different_models", "rescues_between"]
 
@@ -246,7 +247,7 @@ def _part_words(part: str, old: GraphNode, new: GraphNode) -> Iterator[str]:
     subject = f"{PARTS[part]} of {new.id}"
     if part.endswith(("prompt", "instruction")):
         changed = _changed_lines(was or "", found or "")
-        yield f"{subject}: {changed} line{'s' * (changed != 1)} changed"
+        yield f"{subject}: {counted(changed, 'line')} changed"
     elif part == "output_schema":
         yield f"{subject}: {_changed_fields(was or {}, found or {})}"
     else:

@@ -8,6 +8,7 @@ from chainette.io.rundir.accounting import RowCounts, imbalance, ranges
 from chainette.io.rundir.event_types import UnitCommitted
 from chainette.io.rundir.graph import Graph
 from chainette.records import CHAIN_INPUT
+from chainette.utils.plurals import counted
 
 __all__ = ["SHOWN", "LoggedRoots"]
 
@@ -84,5 +85,5 @@ class LoggedRoots:
         """Names the roots of so many records that are not complete; "" if all are."""
         count = max([self._count(records), len(self.done), *(root + 1 for root in self.lines)])
         missing = [root for root in range(count) if not self.is_done(root)]
-        roots = f"root{'s' * (len(missing) > 1)} {ranges(missing)}"
-        return f"{roots} of {count:,} (each of {self.size:,} records) not complete" if missing else ""
+        roots = f"{len(missing):,} of {counted(count, 'root')} ({counted(self.size, 'record')} each)"
+        return f"{roots} not complete: {ranges(missing)}" if missing else ""

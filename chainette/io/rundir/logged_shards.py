@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from chainette.io.rundir.event_types import ShardSealed, UnitCommitted
+from chainette.utils.plurals import counted
 
 __all__ = ["LoggedShards"]
 
@@ -49,7 +50,7 @@ class LoggedShards:
             self.sums[event.file] = event.sum
         _, known = self.ends.get(folder, {}).get(int(number), (0, 0))
         if event.rows != known:
-            self.holes[event.file] = f"{event.file} has {event.rows:,} rows, and the log speaks of {known:,}"
+            self.holes[event.file] = f"{event.file} has {counted(event.rows, 'row')}, and the log speaks of {known:,}"
 
     def drop_held(self) -> None:
         """The rows of steps with `yield_output=False` are gone."""

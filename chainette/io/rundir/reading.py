@@ -14,6 +14,7 @@ from chainette.io.rundir.shards import require_bytes
 from chainette.io.tables.features import columns_of
 from chainette.io.tables.formulas import restored
 from chainette.io.tables.schemas import Added, shard_schema
+from chainette.utils.plurals import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -102,7 +103,7 @@ def require_whole(run: RunDir, state: RunState, folder: str, number: int) -> Pat
     elif not path.exists() and shard.exists():
         return shard  # it was sealed after the log was read
     if not path.exists():
-        raise DamagedRun(f"{path} is not there, but the log knows {count:,} rows of it. Restore the file from a backup")
+        raise DamagedRun(f"{path} is missing, but the log lists {counted(count, 'row')} in it. Restore the file from a backup")
     require_bytes(path, size, state.shards.sums.get(f"{folder}/{number}"))
     return path
 

@@ -23,6 +23,7 @@ from chainette.io.rundir.reading import accepted_only, shard_schema_of, typed_ro
 from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.tables.row_lines import parse_output
 from chainette.records import Source, row_order
+from chainette.utils.plurals import counted
 from chainette.utils.private_files import is_taken, make_folder
 from chainette.utils.remote_files import is_url, shown_url
 from chainette.utils.terminal_text import visible
@@ -97,7 +98,7 @@ class RunResult:
         rejected = f", {metadata['rows_rejected']:,} rejected" if metadata["rows_rejected"] else ""
         in_vain = rejected and not metadata["rows_finished"] and self.status is Status.FINISHED
         status = f"{self.status.value}, but no row reached the end: " if in_vain else f"{self.status.value}, "
-        return f"{status}{metadata['rows_finished']:,} rows from {metadata['records']:,} records{rejected}"
+        return f"{status}{counted(metadata['rows_finished'], 'row')} from {counted(metadata['records'], 'record')}{rejected}"
 
     @property
     def status(self) -> Status:

@@ -19,6 +19,7 @@ from chainette.io.rundir.reading import read_span
 from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.versions import version_numbers
 from chainette.records import CHAIN_INPUT, declared_of, owner_of, record_of, row_order
+from chainette.utils.plurals import counted
 
 __all__ = ["RowStory", "StepResult", "UnitLines", "read_lines", "story_of"]
 
@@ -84,7 +85,7 @@ def _rejected_before(run: RunDir, row_id: str) -> Iterator[StepResult]:
 
 
 def _no_row(run: RunDir, state: RunState, row_id: str) -> str:
-    return f"{run} has no row {row_id} so far; {state.records:,} records of its input are done, counted from 0"
+    return f"{run} has no row {row_id} so far; {counted(state.records, 'record')} of its input done, counted from 0"
 
 
 class UnitLines:

@@ -49,6 +49,7 @@ from chainette.io.rundir.logged_roots import SHOWN, LoggedRoots
 from chainette.io.rundir.logged_shards import LoggedShards
 from chainette.io.rundir.work_time import WorkTime
 from chainette.records import CHAIN_INPUT, Read, Reason, Usage, declared_of
+from chainette.utils.plurals import counted
 
 __all__ = ["RunState", "Status"]
 
@@ -376,7 +377,7 @@ class RunState:
         if missing := self.roots.missing(records or 0):
             return [missing]
         if records is not None and self.records != records:
-            return [f"its roots have {self.records:,} records, and the input {records:,}"]
+            return [f"its roots have {counted(self.records, 'record')}, and the input {records:,}"]
         return []
 
     def _known_records(self) -> int | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from chainette.errors import DamagedRun
 from chainette.io.rundir.paths import disk_errors, fsync_dir, write_all
+from chainette.utils.plurals import counted
 from chainette.utils.private_files import make_folder, open_file
 
 __all__ = ["Span", "StreamWriter", "require_bytes", "require_size", "sum_of"]
@@ -176,8 +177,10 @@ def require_size(path: Path, size: int) -> None:
     """
     found = path.stat().st_size if path.exists() else 0
     if found < size:
-        there = f"{found} bytes" if path.exists() else "is not there"
-        raise DamagedRun(f"{path}: {there}, but the log says {size} bytes; rows were lost. Restore the file from a backup")
+        there = counted(found, "byte") if path.exists() else "is missing"
+        raise DamagedRun(
+            f"{path}: {there}, but the log says {counted(size, 'byte')}; rows were lost. Restore the file from a backup"
+        )
 
 
 def require_bytes(path: Path, size: int, crc: int | None) -> int:

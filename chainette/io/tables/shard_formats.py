@@ -23,6 +23,7 @@ from chainette.io.inputs.delimited import format_cells, records, split_cells
 from chainette.io.rundir.paths import disk_errors
 from chainette.io.tables.columns import EXTRA_COLUMN, Convert, is_json, json_places
 from chainette.io.tables.formulas import CSV_SAFE, harmless, restored
+from chainette.utils.plurals import counted
 from chainette.utils.private_files import new_file
 
 if TYPE_CHECKING:
@@ -300,7 +301,7 @@ def _csv_rows(path: Path, schema: pa.Schema) -> Iterator[Row]:
             try:
                 cells = split_cells(record.data.decode(), ",")
                 if len(cells) != len(names) or record.error:
-                    raise DamagedRun(f"{path}:{record.number}: {len(cells)} cells where the header has {len(names)}")
+                    raise DamagedRun(f"{path}:{record.number}: {counted(len(cells), 'cell')}, but the header has {len(names)}")
                 values = (None if cell is None else read(cell) for cell, read in zip(cells, readers, strict=True))
                 row = dict(zip(names, values, strict=True))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -113,8 +113,8 @@ def test_there_is_one_warning_for_each_model_and_none_for_functions() -> None:
         plan = compile_chain(Chain(name="c", steps=steps))
     [problem] = unbounded_outputs(plan)
     assert problem.warning and problem.message == (
-        "steps 'a', 'b': Facts has no limit on name, parts, parts[].name; an answer that does not stop fills max_tokens and "
-        "is rejected: Field(max_length=...) sets a limit"
+        "step 'a', step 'b': Facts has no limit on name, parts, parts[].name; an answer that does not stop fills max_tokens "
+        "and is rejected: Field(max_length=...) sets a limit"
     )
     assert problem.place is not None and problem.place.file == __file__
     assert plan.warnings == ()

@@ -265,7 +265,7 @@ def test_an_answer_that_always_breaks_off_is_no_answer(request: pytest.FixtureRe
     streams: Streams = request.getfixturevalue(backend)
     completion, _ = streams.ask([BROKEN[backend][number]] * 3)
     assert completion.finish is Finish.FAILED
-    assert "given up after 3 tries" in completion.error
+    assert "given up after 3 attempts" in completion.error
 
 
 def test_closing_a_stream_closes_the_connection(serve: Any) -> None:

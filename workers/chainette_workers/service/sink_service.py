@@ -17,6 +17,7 @@ from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import RunState, Status
 from chainette.run import executor
 from chainette.run.session import Session
+from chainette.utils.plurals import counted
 from chainette_workers.service.service import Elsewhere, Handed, Places, Stopping, same_chain
 from chainette_workers.sink.admission import Admitting
 from chainette_workers.sink.drive import DriveLoop
@@ -116,7 +117,7 @@ def _due(order: Order, state: RunState | None) -> Order:
     if state is None:
         if (age := time.time() - order.at) > _BEGINS_WITHIN:
             raise Elsewhere(
-                f"its order is {age / 86400:.0f} days old and there is no run in {order.directory}; enqueue it again"
+                f"its order is {counted(age / 86400, 'day')} old and there is no run in {order.directory}; enqueue it again"
             )
         return order
     if order.number < state.order:

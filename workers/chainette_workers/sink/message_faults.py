@@ -20,6 +20,7 @@ from chainette.core.plan_node import PlanNode
 from chainette.core.targets import ToWays
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
 from chainette.records import CHAIN_INPUT, Output, Reason, Rejection, Row, Spent, Usage, child_id, parent_of, record_of
+from chainette.utils.plurals import counted
 
 __all__ = ["admission_fault", "ended_rows", "result_fault", "root_fault"]
 
@@ -70,7 +71,7 @@ def _id_fault(node: PlanNode, result: Result) -> str:
         sources = [*children]
     ended = [*sources, *(rejection.row_id for rejection in result.rejected), *result.dropped, *result.escalated]
     if len(ended) != result.taken or len({*ended}) != len(ended):
-        return f"{result.taken} rows went in, and {len(ended)} came out"
+        return f"{counted(result.taken, 'row')} went in, and {len(ended)} came out"
     return ""
 
 
@@ -218,7 +219,7 @@ def admission_fault(ids: range, rows: Mapping[str, Row], known: Collection[str],
 def root_fault(ids: range, most: int, record: RootRecord) -> str:
     """The reason why these cannot be the rows of a root whose records have these `ids`; the input has at most `most` bytes."""
     if not 0 < record.records <= len(ids):
-        return f"it has {record.records} records; there are {len(ids)}"
+        return f"it has {counted(record.records, 'record')}; there are {len(ids)}"
     names = [row.row_id for row in record.rows]
     if names != sorted({*names} & {*map(str, ids[: record.records])}, key=int):
         return "its rows have other ids than its records"

@@ -30,6 +30,7 @@ from chainette.records import encode
 from chainette.run.budget_reservation import is_spent
 from chainette.run.limits import RejectWatch
 from chainette.run.stream_commits import admitted_as, commit_of, count_rejects, finished_roots, items_of
+from chainette.utils.plurals import counted
 from chainette_workers.sink.acceptance import AcceptedRoot
 from chainette_workers.sink.input_check import InputCheck
 
@@ -328,7 +329,7 @@ class Sink:
         ended = state.roots.done_count - state.roots.done_before + self.writer.waiting
         least = progress.cursor - progress.suspended - ended
         if len(progress.live) < least:
-            return f"{least - len(progress.live):,} roots that are not complete are gone from Redis"
+            return f"{counted(least - len(progress.live), 'incomplete root')} missing from Redis"
         return ""
 
     def missing(self) -> str:

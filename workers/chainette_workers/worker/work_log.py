@@ -10,6 +10,7 @@ from chainette.engine.base import Completion, Engine, Request
 from chainette.engine.config import EngineConfig
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.event_types import EngineLoaded, EngineReleased, Event
+from chainette.utils.plurals import counted
 from chainette_workers.runtime import say
 
 __all__ = ["WorkLog"]
@@ -31,8 +32,8 @@ class _Share(Hook):
 
     def __str__(self) -> str:
         parts = [
-            f"{node} {units:,} unit{'s' * (units > 1)}"
-            + (f" with {self._answers[node]:,} answers" if node in self._answers else "")
+            f"{node} {counted(units, 'unit')}"
+            + (f" with {counted(self._answers[node], 'answer')}" if node in self._answers else "")
             for node, units in self._units.items()
             if units
         ]

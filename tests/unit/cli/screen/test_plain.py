@@ -73,7 +73,7 @@ def test_a_resumed_run_says_so(run: Any, clock: Any, lines: list[str]) -> None:
 def test_each_tenth_of_the_input_gets_a_line_however_fast(run: Any, plain: Plain, lines: list[str]) -> None:
     run.tell(RunStarted(expected=1000), *(root(number, 1) for number in range(1000)))
     assert len(lines) == 11
-    assert lines[1] == "100 of 1000 rows | first 0, split 0, inner 0, side 0, last 100 | 0 rows/s"
+    assert lines[1] == "100 of 1,000 rows | first 0, split 0, inner 0, side 0, last 100 | 0 rows/s"
 
 
 def test_a_slow_run_gets_a_line_every_five_seconds(run: Any, plain: Plain, lines: list[str], clock: Any) -> None:

@@ -200,7 +200,7 @@ def test_500s_without_end_fail_their_request_alone_with_the_last_words(http: Htt
             await engine.close()
         assert sorted(told) == [(0, "yes"), (1, "")]
         assert (failed.finish, failed.cause, failed.by) == (Finish.FAILED, Cause.BROKEN, f"{server.url}/v1")
-        assert failed.error.endswith("answered 500 (out of cheese); given up after 3 tries")
+        assert failed.error.endswith("answered 500 (out of cheese); given up after 3 attempts")
         assert [asked.text for asked in server.asked].count("slow") == 1
         assert engine._transport.limiter.in_flight == 0
 

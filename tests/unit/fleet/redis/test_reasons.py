@@ -86,14 +86,14 @@ def test_what_live_workers_and_services_refuse_is_told_and_what_dead_ones_did_is
 
 def test_an_engine_that_keeps_failing_says_what_it_said() -> None:
     assert said(queues=[Queue("extract", "writer", delayed=3)], trouble="connection refused") == [
-        "3 units wait, because their engine does not answer: connection refused"
+        "3 units waiting for an engine that does not answer: connection refused"
     ]
 
 
 def test_a_sink_that_is_behind_is_told_from_a_window_that_is_full() -> None:
     assert said(results=1000, fields={"live_rows": "100"}) == ["the sink is behind: 1,000 results wait to be written"]
     still = {"live_rows": "100", "still": "4"}
-    assert said(fields=still) == ["the window is full: 100 rows are between admission and the disk, of 100"]
+    assert said(fields=still) == ["the window is full: 100 of 100 rows are between admission and the disk"]
     many = {"live_bytes": str(200 << 20), "window_bytes": str(128 << 20), "still": "4"}
     assert said(fields=many) == ["the window is full: rows of 200 MiB are between admission and the disk"]
 

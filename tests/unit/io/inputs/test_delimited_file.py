@@ -141,7 +141,7 @@ def test_a_byte_of_another_encoding_is_named_with_the_command_that_converts_it(t
 def test_short_records_lack_cells_and_long_ones_are_rejected(tmp_path: Path) -> None:
     short, empty, long = _read(_write(tmp_path / "a.csv", "text,n\na\nb,2,,\nc,3,4\n"))
     assert [short, empty] == [{"text": "a"}, {"text": "b", "n": "2"}]
-    assert long == "3 cells where the header has 2; quote cells that hold ','"
+    assert long == "3 cells, but the header has 2; quote cells that hold ','"
 
 
 def test_columns_without_a_name_are_called_by_their_position(tmp_path: Path) -> None:

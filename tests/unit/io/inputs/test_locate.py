@@ -147,7 +147,7 @@ def test_cells_are_converted_and_empty_ones_are_missing(tmp_path: Path) -> None:
 def test_a_bad_csv_record_costs_no_other(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.csv", b'name,price\na,1,2\nb,1,,\n\xff,1\n5" pipe,2\ne,x\n"f","2"x\n')
     texts = [text for _, _, text in _validated(path)]
-    assert texts[0] == "3 cells where the header has 2; quote cells that hold ','"
+    assert texts[0] == "3 cells, but the header has 2; quote cells that hold ','"
     assert texts[1].startswith('{"name":"b"')
     assert texts[2].startswith("not UTF-8: byte 0")
     assert texts[3].startswith('{"name":"5\\" pipe","price":2.0')
@@ -159,7 +159,7 @@ def test_a_quote_that_is_never_closed_is_one_bad_record(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.csv", 'name,price\na,1\n"b,2\nc,3\nd,4\n')
     assert [text[:40] for _, _, text in _validated(path)] == [
         '{"name":"a","price":1.0,"tags":[]}',
-        "a quoted cell in it is never closed; the",
+        "a quoted cell in it is never closed, so ",
     ]
     long = list(open_input(path, max_line_bytes=11).records())
     assert "is a quote in it never closed?" in str(long[1].error) or "never closed" in str(long[1].error)
