@@ -120,7 +120,14 @@ def render_page(
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_finalized
     )
-    environment.filters |= {"count": _count, "short": _short, "duration": _duration, "seconds": _seconds, "money": _money}
+    environment.filters |= {
+        "count": _count,
+        "counted": counted,
+        "short": _short,
+        "duration": _duration,
+        "seconds": _seconds,
+        "money": _money,
+    }
     environment.filters |= {"percent": _percent, "when": _when}
     metadata, bill = metadata_of(figures.state), _bill(figures, prices)
     priced = {name for name, rate in bill.rates.items() if rate.price is not None}

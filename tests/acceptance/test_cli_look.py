@@ -132,7 +132,7 @@ def test_why_works_without_the_input_and_says_so(project: Project, tmp_path: Pat
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ("21", "has no row 21 so far; 21 records of its input are done, counted from 0"),
+        ("21", "has no row 21 so far: 21 records of its input done, and rows count from 0"),
         ("3~7", "has no row 3~7 so far"),
         ("seven", "'seven' is not a row id; they look like 17"),
     ],

@@ -192,7 +192,7 @@ def test_a_finished_run_whose_shard_is_gone_or_cut_is_not_called_whole(project: 
     assert f"{lost}. Restore the file from a backup" in done.stderr, done.stderr
     if damage == "gone":
         rows = project.chainette("rows", "out", "--step", "grade")
-        assert rows.returncode == 1 and "grade/0.jsonl is not there" in rows.stderr, rows.stderr
+        assert rows.returncode == 1 and "grade/0.jsonl is missing" in rows.stderr, rows.stderr
 
 
 def test_status_prints_the_budget_with_which_a_run_goes_on(project: Project) -> None:

@@ -130,7 +130,7 @@ def test_the_report_and_an_export_have_the_accepted_rows(tmp_path: Path) -> None
     done = CliRunner().invoke(app, ["report", str(out)])
     assert done.exit_code == 0, done.output
     page = (out / "report.html").read_text()
-    assert f"7 of 7 wanted rows are accepted; rows behind {result.metadata['accept']['last']} are surplus" in page
+    assert f"7 of 7 wanted rows accepted; rows behind {result.metadata['accept']['last']} are surplus" in page
     assert "surplus" in page.partition("<table")[2]
     assert sum(1 for _ in result.rows("many")) == len(result.to_arrow("many"))
     files = result.export(tmp_path / "exported", "jsonl", "many")
@@ -303,7 +303,7 @@ def test_a_source_is_given_again_from_its_start_and_must_be_the_same(all_rows: R
         chain().run(endless([]), out, accept=20, hooks=(Stop(15),))
     with pytest.raises(InputError, match="the source gives other rows than when the run began"):
         chain().run(endless([], first=1), out, resume=True)
-    with pytest.raises(RunStopped, match=r"of 20 rows are accepted, .* Give the source again, from its first row"):
+    with pytest.raises(RunStopped, match=r"of 20 rows accepted, .* Give the source again, from its first row"):
         resume(out, chain())
     again: list[int] = []
     assert list(chain().run(endless(again), out, resume=True).rows("flattened")) == all_rows[:20]

@@ -106,7 +106,7 @@ def test_a_notebook_shows_no_command_and_no_reversed_text_of_a_row(tmp_path: Pat
 
 def test_a_run_whose_rows_were_all_rejected_says_so_and_shows_them(tmp_path: Path) -> None:
     result = halves().run([Number(n=6)], tmp_path / "run")
-    assert repr(result).endswith("finished, but no row reached the end: 0 rows from 1 records, 1 rejected)")
+    assert repr(result).endswith("finished, but no row reached the end: 0 rows from 1 record, 1 rejected)")
     assert "<th>message</th>" in result._repr_html_()
     assert chainette.open_run(tmp_path / "run").to_arrow().num_rows == 0
 

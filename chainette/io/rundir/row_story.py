@@ -85,7 +85,7 @@ def _rejected_before(run: RunDir, row_id: str) -> Iterator[StepResult]:
 
 
 def _no_row(run: RunDir, state: RunState, row_id: str) -> str:
-    return f"{run} has no row {row_id} so far; {counted(state.records, 'record')} of its input done, counted from 0"
+    return f"{run} has no row {row_id} so far: {counted(state.records, 'record')} of its input done, and rows count from 0"
 
 
 class UnitLines:
