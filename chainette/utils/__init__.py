@@ -1,1 +1,1 @@
-"""Small modules that know nothing of chains: ids, banner, debugging."""
+"""Modules that do not depend on chains, such as ids, templates, private files, plugins and back-off."""

@@ -1,4 +1,4 @@
-"""Advice for unknown arguments of a call."""
+"""Errors for wrong arguments of a call, which show the right form."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYW
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the known words if none is like it."""
+    """`; did you mean 'x'?`, or a list of the known words if none is similar."""
     words = sorted(set(known))
     folded = {each.lower(): each for each in reversed(words)}
     close = difflib.get_close_matches(word.lower(), list(folded), n=1)
@@ -28,10 +28,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def advice(unknown: Mapping[str, Any], known: Iterable[str], hints: Mapping[str, str], *, kind: str = "no parameter") -> str:
-    """Suggests arguments in place of unknown ones.
+    """Names the unknown arguments and says what to write instead.
 
-    A hint may use `{value}`, and `{given}` for all arguments that share it: `sampling=SamplingParams({given})` makes one
-    piece of `temperature=0.2` and `top_p=0.9`.
+    A hint may contain `{value}`, or `{given}`, which stands for all arguments with that hint: for `temperature=0.2` and
+    `top_p=0.9`, `sampling=SamplingParams({given})` gives one suggestion with both.
     """
     said, shared = [], dict[str, list[str]]()
     for key in unknown:
@@ -47,13 +47,13 @@ def advice(unknown: Mapping[str, Any], known: Iterable[str], hints: Mapping[str,
 
 
 def explained(hints: Mapping[str, str] | None = None, *, called: str = "") -> Callable[[T], T]:
-    """Makes a class or a function refuse wrong arguments with the caller's line and with advice.
+    """Makes a class or a function raise WrongArguments, with the caller's line and the right form, for wrong arguments.
 
-    Errors of Chainette and Ctrl-C that pass through it lose the frames below it: the message says it all, and in a notebook
-    a hundred lines of them would hide it.
+    Chainette's own errors and Ctrl-C lose the traceback below this call: the message is enough, and in a notebook a
+    hundred lines of traceback would hide it.
 
-    `hints` has the advice for names that people know from other libraries; other names get the nearest one. `called` is
-    the name the user knows.
+    `hints` maps names that users know from other libraries to advice; for any other name, the nearest known one is
+    suggested. `called` is the name that messages use for the class or function.
     """
 
     def wrap(target: T) -> T:
@@ -82,9 +82,9 @@ def explained(hints: Mapping[str, str] | None = None, *, called: str = "") -> Ca
 
 
 def spelt_out(keywords: type) -> Callable[[T], T]:
-    """Gives a function that takes `**options: Unpack[keywords]` a signature with each of them, which consoles complete.
+    """Gives a function that takes `**options: Unpack[keywords]` a signature with every option, so that consoles complete them.
 
-    The defaults are in the docstring; `...` stands for them.
+    The signature shows `...` for each default; the docstring has the values.
     """
 
     def mark(function: T) -> T:
@@ -126,7 +126,7 @@ def _refusal(
 
 
 def _shown(value: Any) -> str:
-    """The value as the user would write it, if it is short."""
+    """The value as the user would write it, or `...` if that is long."""
     if isinstance(value, type):
         return value.__name__
     text = repr(value) if isinstance(value, str | int | float) or value is None else "..."

@@ -6,9 +6,9 @@ __all__ = ["backoff"]
 
 
 def backoff(failures: int, first: float, cap: float) -> float:
-    """Seconds to wait after `failures` earlier failures in a row: `first`, doubled for each of them, at most `cap`.
+    """Seconds to wait after `failures` consecutive failures: `first`, doubled for each of them, but at most `cap`.
 
-    Any count is safe: the exponent is bounded, since 2.0**1024 raises OverflowError.
+    Any number of failures is safe: the exponent is bounded, because 2.0**1024 raises OverflowError.
 
     >>> [backoff(failures, 0.5, 30.0) for failures in (0, 1, 5, 6, 5000)]
     [0.5, 1.0, 16.0, 30.0, 30.0]

@@ -1,4 +1,4 @@
-"""The name in letters of plain ASCII, for terminals that are at least 40 columns wide."""
+"""The name in ASCII letters, for terminals at least 40 columns wide."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ _LETTERS = r"""
 
 
 def banner(version: str) -> str:
-    """Four lines without a final newline; the last one has the version."""
+    """Four lines without a final newline; the last one ends in the version."""
     return f"{_LETTERS.strip(chr(10))}  {version}"

@@ -13,7 +13,7 @@ from chainette.errors import Place
 
 __all__ = ["caller_frame", "caller_place", "declared_at"]
 
-#: The line of a file that is no Python, while it is being read.
+#: The current line of a YAML file, while the file is being read.
 _declared_at: ContextVar[Place | None] = ContextVar("chainette_declared_at", default=None)
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
@@ -28,7 +28,7 @@ def caller_frame() -> FrameType:
 
 
 def caller_place() -> Place:
-    """The line of that frame, or the one that `declared_at` names."""
+    """The current line of `caller_frame`, or the line set by `declared_at`."""
     if (place := _declared_at.get()) is not None:
         return place
     frame = caller_frame()
@@ -37,9 +37,9 @@ def caller_place() -> Place:
 
 @contextmanager
 def declared_at(place: Place | None) -> Iterator[None]:
-    """Makes `caller_place` name a line of a YAML file, whose nodes are made by no frame of the user's.
+    """Makes `caller_place` return this line of a YAML file: the nodes of such a file are not created in the user's code.
 
-    None is for the import of Python files meanwhile.
+    None restores the usual result, for Python files that are imported meanwhile.
     """
     token = _declared_at.set(place)
     try:

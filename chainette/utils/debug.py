@@ -1,7 +1,7 @@
 """ChainDebugger: the hook behind `--debug`, which reports prompts, answers and timings as they happen.
 
-It prints nothing itself: it passes every text to the callable it was given. Each text is whole, so texts of
-concurrent steps do not mix.
+It prints nothing itself but passes each text to a callable. A text holds a whole event or exchange, so the output of
+concurrent steps is not interleaved.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ChainDebugger"]
 
-#: Fields every event has, or that only recovery needs.
+#: Fields that every event has, or that only recovery needs.
 _SILENT = frozenset({"seq", "at", "epoch", "off", "graph", "settings", "versions", "pos", "anchor"})
 
 
 class ChainDebugger(Hook):
-    """Writes every event, and every request with its answer; time counts from its creation."""
+    """Writes every event, and every request with its answer. Times are seconds since the debugger was created."""
 
     def __init__(self, write: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
         self._write = write

@@ -1,6 +1,6 @@
 """The event loop of every process: uvloop if it is installed, asyncio's own otherwise.
 
-This affects only loops Chainette starts. A coroutine called on a caller's loop stays on it.
+This applies only to loops that Chainette starts. A coroutine that runs on the caller's loop stays there.
 """
 
 from __future__ import annotations

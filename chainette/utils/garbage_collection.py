@@ -11,11 +11,11 @@ __all__ = ["collect_rarely", "importing"]
 
 
 def collect_rarely() -> None:
-    """Makes the garbage collector look for cycles a tenth as often as Python does by default, and not at exit.
+    """Makes the garbage collector look for cycles a tenth as often as by default, and not at exit.
 
-    Rows and requests create hardly any, and each collection visits all that are in flight: a tenth of a run's CPU. At
-    exit it would visit every module, which takes 0.15 s. Called by the command and by workers; a program that calls
-    `chain.run` is left alone.
+    Rows and requests create hardly any cycles, and each collection visits all rows in flight, which costs a tenth of a
+    run's CPU. At exit, a collection would visit every module, which takes 0.15 s. Only the command and workers call this;
+    a program that calls `chain.run` keeps its own settings.
     """
     gc.set_threshold(10_000, 20, 50)
     atexit.register(gc.freeze)
@@ -23,9 +23,9 @@ def collect_rarely() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Python looks for no cycles inside the `with` block, in which modules are imported, and never among its objects.
+    """Turns the collector off inside a `with` block of imports, and keeps the new objects out of later collections.
 
-    Modules stay, and looking at them takes a tenth of the time of their import. For the command and workers, as above.
+    Modules are never freed, and visiting them takes a tenth of their import time. Only for the command and workers, as above.
     """
     gc.disable()
     try:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all, in order. The first error cancels the rest, waits for them and is raised itself."""
+    """The results of all coroutines, in order. The first error cancels the others, and is raised once they have ended."""
     if len(work) == 1:
         return [await work[0]]
     try:

@@ -1,4 +1,4 @@
-"""Errors at the Hugging Face Hub, as errors of ours."""
+"""Converts errors of the Hugging Face Hub to Chainette's."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["hub_errors"]
 
 @contextmanager
 def hub_errors(name: str, kind: type[ChainetteError], fault: str) -> Iterator[None]:
-    """Every error inside becomes a `kind`: `NAME: FAULT: reason`. Libraries of the hub are imported inside.
+    """Converts every error inside the block to a `kind`: `NAME: FAULT: reason`. Import the hub's libraries inside it too.
 
     Raises:
-        kind: the hub refused or cannot be reached, or its package is not installed.
+        kind: the hub refused the request or cannot be reached, or its package is not installed.
     """
     try:
         yield
@@ -23,7 +23,7 @@ def hub_errors(name: str, kind: type[ChainetteError], fault: str) -> Iterator[No
         raise
     except ImportError as error:
         raise kind(f"{name}: {fault}: the package {error.name} is missing: pip install 'chainette[hf]'") from error
-    except Exception as error:  # datasets, huggingface_hub, fsspec and httpx have errors of their own
+    except Exception as error:  # datasets, huggingface_hub, fsspec and httpx each have their own errors
         errors = [error, *([error.__cause__] if error.__cause__ is not None else [])]
         texts = [" ".join(str(each).split()).rstrip(".") or type(each).__name__ for each in errors]
         words = ": ".join(dict.fromkeys(texts))  # a cause often says the same

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 __all__ = ["folder_key", "has_path", "name_problem", "new_run_id", "snake_case"]
 
-#: Windows opens a device under these names, whatever the folder.
+#: Windows opens a device under these names, in any folder.
 _DEVICE = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]")
 #: File systems allow 255 bytes; a longer name would also push paths over Windows' limit of 260 characters.
 _LONGEST = 100
@@ -20,7 +20,7 @@ _LONGEST = 100
 def snake_case(name: str) -> str:
     """`ExtractName`, `extract-name` and `extract name` all give `extract_name`; letters of every script are kept.
 
-    The result can name a folder on every file system: it is never empty, has no dot, is no Windows device (`con` gives
+    The result can name a folder on every file system: it is never empty, has no dot, is not a Windows device (`con` gives
     `con_`), and takes at most 100 bytes (a longer name is cut and ends in a digest of the whole).
     """
     text = unicodedata.normalize("NFC", name)
@@ -31,12 +31,12 @@ def snake_case(name: str) -> str:
 
 
 def folder_key(folder: str) -> str:
-    """Equal for folders that some file system (macOS, Windows) takes for the same one."""
+    """A key that is equal for two names if some file system (macOS, Windows) takes them for the same folder."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", folder).casefold())
 
 
 def has_path(folder: str) -> bool:
-    """Whether this process can use the name in paths: not with an ASCII locale and UTF-8 mode switched off."""
+    """Whether this process can use the name in a path. With an ASCII locale and without UTF-8 mode, some names fail."""
     try:
         os.fsencode(folder)
     except UnicodeEncodeError:
@@ -45,9 +45,9 @@ def has_path(folder: str) -> bool:
 
 
 def name_problem(name: object) -> str:
-    """Why a name that only people read (of a chain, an engine) cannot be used; "" when it can.
+    """The reason why a name of a chain or an engine cannot be used; "" if it can.
 
-    Almost any text will do, since queues, labels and commands escape it.
+    Only people read these names, and queues, labels and commands escape them, so almost any text is allowed.
     """
     if not isinstance(name, str):
         return f"is {type(name).__name__}, not text; put it in quotes"
@@ -66,7 +66,7 @@ def _starts_word(text: str, index: int) -> bool:
 
 
 def _kept(letter: str) -> str:
-    """The character if an identifier can go on with it (letters, digits, accents, vowel signs), else `_`."""
+    """The character, if it may occur inside an identifier (letters, digits, accents, vowel signs), or else `_`."""
     return letter if f"a{letter}".isidentifier() else "_"
 
 

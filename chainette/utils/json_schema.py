@@ -26,11 +26,11 @@ class _WithoutFieldTitles(GenerateJsonSchema):
 
 
 def json_schema_of(model: type[BaseModel], mode: JsonSchemaMode = "validation") -> dict[str, Any]:
-    """`model_json_schema`, which takes a millisecond at each call, made once. The caller may change it."""
+    """The result of `model_json_schema`, cached because a call takes a millisecond. The caller may change the copy."""
     return deepcopy(_schema(model, model.__pydantic_validator__, mode))
 
 
-# a model that is built again gets another validator
+# the validator is part of the key because a model that is rebuilt gets another one
 
 
 @lru_cache(maxsize=256)
@@ -47,6 +47,6 @@ def _instruction(model: type[BaseModel], _validator: Hashable) -> str:
 def generate_json_output_prompt(model: type[BaseModel]) -> str:
     """The text appended to a system prompt so that the answer is an instance of `model`.
 
-    The same model gives the same text in every process. Descriptions and titles the user wrote stay in.
+    The same model gives the same text in every process. Descriptions and titles that the user wrote are kept.
     """
     return _instruction(model, model.__pydantic_validator__)

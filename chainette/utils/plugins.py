@@ -1,4 +1,4 @@
-"""Code of other distributions, found by its entry point: a name and a `module:attribute` in a group.
+"""Plugins: code of other distributions, found through entry points (a name and a `module:attribute` in a group).
 
 A plugin is imported only when its name is used.
 """
@@ -19,7 +19,7 @@ class Group(NamedTuple):
 
     #: The group of the entry points.
     name: str
-    #: The word for one of them in messages.
+    #: The noun for one plugin of the group, for messages.
     kind: str
 
     def names(self) -> list[str]:
@@ -30,10 +30,10 @@ class Group(NamedTuple):
         return " and ".join(_maker(point) for point in entry_points(group=self.name, name=name))
 
     def load(self, name: str) -> tuple[Any, str]:
-        """The object behind a name, and the words that name its plugin in a message.
+        """The object behind a name, and a phrase that names its plugin in messages.
 
         Raises:
-            PluginError: there is none, there are two, or it cannot be imported.
+            PluginError: no plugin has this name, two have it, or it cannot be imported.
         """
         points = entry_points(group=self.name, name=name)
         if not points:

@@ -1,6 +1,6 @@
 """Files and folders that only their owner can read; CHAINETTE_UMASK=027 lets the group read them, 022 everybody.
 
-The process's own umask applies too. A new file never goes through a link, and a temporary name cannot be guessed.
+The process's own umask applies too. New files are never created through a link, and temporary names cannot be guessed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def permitted(mode: int) -> int:
     """The mode without the permissions that CHAINETTE_UMASK takes away.
 
     Raises:
-        DiskError: the variable is no octal number.
+        DiskError: the variable is not an octal number.
     """
     text = os.environ.get(VARIABLE) or "077"
     try:
@@ -33,7 +33,7 @@ def permitted(mode: int) -> int:
 
 
 def make_folder(path: Path) -> None:
-    """Creates a folder and the missing ones above it; existing ones keep their modes."""
+    """Creates a folder and its missing parents; existing folders keep their modes."""
     if not path.is_dir():
         make_folder(path.parent)
         with suppress(FileExistsError):
@@ -57,10 +57,10 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def is_taken(folder: Path) -> bool:
-    """Whether a path is not free for a new folder: a file, or a folder that holds something."""
+    """Whether no new folder can be created at a path: it is a file, or a folder that is not empty."""
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def beside(path: Path) -> Path:
-    """A fresh name in the same folder, for a file that is renamed to `path` when it is complete."""
+    """A new name in the same folder, for a temporary file that is renamed to `path` once it is complete."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")

@@ -1,4 +1,4 @@
-"""The end of Chainette's own processes without that of the interpreter, which visits every module and waits for threads."""
+"""Ends Chainette's own processes without the interpreter's shutdown, which visits every module and waits for threads."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ __all__ = ["end", "leave"]
 
 
 def end(code: int) -> NoReturn:
-    """As `leave`, after the functions that were registered for the end of the process."""
-    atexit.unregister(gc.freeze)  # which would hide open files
+    """Calls the functions registered with `atexit`, then `leave`."""
+    atexit.unregister(gc.freeze)  # it would hide open files from `leave`
     atexit._run_exitfuncs()
     leave(code)
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process once everything is written that was printed, or given to a file that is still open.
+    """Flushes the standard streams and all open files, then ends the process at once.
 
-    Nothing else is waited for or called.
+    It waits for no threads and calls no other exit functions.
     """
     files = [value for value in gc.get_objects() if issubclass(type(value), io.IOBase)]
     for file in (sys.stdout, sys.stderr, *files):
         if isinstance(file, io.TextIOBase):
             _try(file.flush)
     for file in files:
-        if isinstance(file, io.BufferedIOBase) and type(file).__module__ != "_io":  # such as gzip's, whose close writes an end
+        if isinstance(file, io.BufferedIOBase) and type(file).__module__ != "_io":  # such as gzip's, which end with a trailer
             _try(file.close)
     for file in files:
         if isinstance(file, io.BufferedWriter | io.BufferedRandom):
@@ -40,6 +40,6 @@ def leave(code: int) -> NoReturn:
 
 
 def _try(call: Callable[[], object]) -> None:
-    """A reader that is gone, a full disk or a closed file keeps no other file from being written."""
+    """Ignores errors: a closed pipe or file, or a full disk, must not keep other files from being written."""
     with suppress(Exception):
         call()

@@ -1,4 +1,4 @@
-"""Repairs global state of the process a user's function may have broken."""
+"""Repairs the global state of a process after a user's function may have broken it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PATH = tuple(sys.path)
 def put_back() -> None:
     """Restores entries of `sys.path`, and reopens standard streams that were closed.
 
-    Otherwise the next opened file would get a closed file descriptor 1, and prints would end up in it.
+    Otherwise the next file to be opened would get the closed file descriptor 1, and prints would end up in it.
     """
     missing = [entry for entry in _PATH if entry not in sys.path]
     if missing:

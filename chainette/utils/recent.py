@@ -1,4 +1,4 @@
-"""The last values that were put in, by key: a table in memory, and the values in a temporary file."""
+"""A cache of the most recent values: an index in memory, and the values in a temporary file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _NUMBER, _LENGTH = 8, 4
 
 @dataclass
 class Recent:
-    """Keeps at least the last half of `most` values, and at most all of them; fewer if they have more than `most_bytes`.
+    """Keeps between half of `most` and `most` of the latest values; fewer if they take more than `most_bytes`.
 
-    Keys are digests, all of one length and 8 bytes at least. Two tables take turns: once the newer one is half of it all,
-    the older one is thrown away whole. In memory there are 64 bytes or less for each of `most` values, and only as far as
-    they are used; a disk that is full or fails costs values.
+    Keys are digests of one length, at least 8 bytes. There are two tables: once the newer one holds half of `most`, or of
+    `most_bytes`, the older one is dropped whole. The index takes at most 64 bytes of memory for each of `most` values, and
+    grows as it fills. If the disk is full or fails, values are lost, but nothing is raised.
     """
 
     most: int
@@ -34,14 +34,14 @@ class Recent:
         return sum(table.count for table in (self._new, self._old) if table is not None)
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of a key; None if there is none, or if it is too long ago."""
+        """The value of a key; None if it was never stored, or is no longer kept."""
         for table in (self._new, self._old):
             if table is not None and (found := table.get(key)) is not None:
                 return found
         return None
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Keeps a value, in place of an earlier one; one that would take all the room is not kept."""
+        """Stores a value in place of an earlier one; a value larger than half of `most_bytes` is not stored."""
         size = len(key) + _LENGTH + len(value)
         if 2 * size > self.most_bytes:
             return
@@ -55,7 +55,7 @@ class Recent:
             table.put(key, value)
 
     def close(self) -> None:
-        """Forgets everything."""
+        """Drops all values and closes the files."""
         for table in (self._new, self._old):
             if table is not None:
                 table.close()
@@ -64,14 +64,14 @@ class Recent:
 
 @dataclass
 class _Table:
-    """Open addressing: the first bytes of each key beside the place of its value in the file, both from 1."""
+    """A hash table with open addressing: the tag of each key, and the offset of its value in the file plus 1; 0 is free."""
 
     file: FileIO
     tags: memoryview
     places: memoryview
     count: int = 0
     size: int = 0
-    #: Closes the file, once: at the latest when nobody has the table any more.
+    #: Closes the file once, at the latest when the table is garbage-collected.
     close: Callable[[], object] = field(init=False)
     _mask: int = field(init=False)
 
@@ -81,13 +81,13 @@ class _Table:
 
     @classmethod
     def open(cls, most: int) -> _Table | None:
-        """An empty table that is at most half full with so many values; None if the disk refuses its file."""
+        """An empty table that `most` values fill at most half; None if its file cannot be created."""
         try:
-            file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # `close` is for that
+            file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # `close` closes it
         except OSError:
             return None
         slots = 1 << max(4, (2 * most).bit_length())
-        # a page of these takes memory once something is written there
+        # a page of these takes no memory until it is written to
         tags, places = (memoryview(mmap.mmap(-1, slots * _NUMBER)).cast("Q") for _ in range(2))
         return cls(file, tags, places)
 
@@ -118,7 +118,7 @@ class _Table:
         self.size += len(record)
 
     def _slot(self, key: bytes) -> int:
-        """The place of a key in the table, or the free one that it would take."""
+        """The slot of a key in the table, or the free slot that it would take."""
         tag, tags, mask = _tag(key), self.tags, self._mask
         at = tag & mask
         while (found := tags[at]) and found != tag:

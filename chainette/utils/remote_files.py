@@ -12,24 +12,24 @@ from chainette.errors import ChainetteError
 
 __all__ = ["BUCKETS", "address", "is_url", "remote", "remote_errors", "shown_url"]
 
-#: Seconds without a byte from a web server before it counts as dead; a slow download may take as long as it likes.
+#: Seconds without a byte after which a web server counts as dead; a slow download has no other limit.
 _SILENCE = 60.0
-#: The protocols of object stores, whose buckets exist or not; others have folders to be made.
+#: Protocols of object stores, which have existing buckets and no folders; elsewhere, folders must be created.
 BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf"})
-#: How the libraries of object stores are told who asks.
+#: The sources of credentials for the libraries of object stores.
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
     "az": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_CONNECTION_STRING",
     "hf": "HF_TOKEN, or `hf auth login`",
 }
-#: Packages that have the same name as their module.
+#: Packages with the same name as their module.
 _PACKAGES = frozenset({"s3fs", "gcsfs", "adlfs", "huggingface_hub", "paramiko", "ossfs"})
 _ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 
 
 def is_url(source: object) -> bool:
-    """Whether an input or output is named by a URL."""
+    """Whether an input or output is given as a URL."""
     return isinstance(source, str) and "://" in source
 
 
@@ -40,13 +40,13 @@ def shown_url(url: str) -> str:
 
 
 def address(system: Any, path: str) -> str:
-    """The URL of a path, as it may be shown."""
+    """The URL of a path, without secrets."""
     return shown_url(str(system.unstrip_protocol(path)))
 
 
 @contextmanager
 def remote(url: str, kind: type[ChainetteError], fault: str) -> Iterator[tuple[Any, str]]:
-    """(the file system of a URL, the path in it), without anything an earlier one has cached; errors as `remote_errors`."""
+    """(the file system of a URL, the path in it), with nothing cached from earlier uses; errors as in `remote_errors`."""
     with remote_errors(url, kind, fault):
         from fsspec.core import url_to_fs
 
@@ -56,7 +56,7 @@ def remote(url: str, kind: type[ChainetteError], fault: str) -> Iterator[tuple[A
 def _options(url: str) -> dict[str, Any]:
     scheme = urlsplit(url).scheme
     if scheme in ("s3", "s3a") and "AWS_MAX_ATTEMPTS" not in os.environ:
-        # s3fs repeats every request five times, and boto each of these as often: ten minutes of a server that stays silent
+        # s3fs tries every request five times, and boto each of these as often: ten minutes if the server is silent
         return {"config_kwargs": {"retries": {"total_max_attempts": 2}}}
     if scheme not in ("http", "https"):
         return {}
@@ -67,10 +67,10 @@ def _options(url: str) -> dict[str, Any]:
 
 @contextmanager
 def remote_errors(url: str, kind: type[ChainetteError], fault: str) -> Iterator[None]:
-    """Every error inside becomes a `kind`: `URL: FAULT: reason`, without the secrets of the URL.
+    """Converts every error inside the block to a `kind`: `URL: FAULT: reason`, without the secrets of the URL.
 
     Raises:
-        kind: the package of the protocol is not installed, or the file system refused.
+        kind: the package of the protocol is not installed, or the file system reported an error.
     """
     try:
         yield
@@ -78,7 +78,7 @@ def remote_errors(url: str, kind: type[ChainetteError], fault: str) -> Iterator[
         raise
     except ImportError as error:
         raise kind(f"{shown_url(url)}: {fault}: {_missing(error)}") from error
-    except Exception as error:  # each protocol has exceptions of its own
+    except Exception as error:  # each protocol has its own exceptions
         raise kind(f"{shown_url(url)}: {fault}: {_reason(url, error)}") from error
 
 
@@ -89,9 +89,9 @@ def _missing(error: ImportError) -> str:
 
 
 def _reason(url: str, error: Exception) -> str:
-    """The words of an error, with a hint if somebody was refused."""
+    """The text of an error, with a hint if access was denied."""
     if isinstance(error, FileNotFoundError) and str(error) in (url, url.partition("://")[2]):
-        cause = error.__cause__  # for a web server, whatever it answered
+        cause = error.__cause__  # the answer of a web server
         if not isinstance(cause, Exception) or getattr(cause, "status", None) in (404, 410):
             return "no such file"
         error = cause

@@ -1,8 +1,8 @@
 """The jinja2 environment: sandboxed, strict about missing names, and JSON for everything but text.
 
-The only file that sets jinja2 up. It is imported when the first template is compiled, since jinja2
-costs a tenth of the start-up budget. Nothing in it draws random numbers: a template gives the same
-text for the same values.
+The only file that sets up jinja2. It is imported when the first template is compiled, because importing
+jinja2 costs a tenth of the start-up budget. Nothing in it is random: a template gives the same text for
+the same values.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from chainette.utils.argument_advice import nearest
 
 __all__ = ["as_text", "assigned", "compile_tree", "defined", "environment", "lone_expression", "names_of", "parse"]
 
-#: Types of which nothing can be called.
+#: Types that the sandbox need not check.
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 #: Filters that first turn their arguments into text.
@@ -71,7 +71,7 @@ def _is_structure(value: Any) -> bool:
 
 
 def _as_json(value: Any, indent: int | None = None) -> str:
-    """JSON by alias, not escaped for HTML; sets are sorted, so that the text does not depend on hashes."""
+    """JSON by alias, without HTML escapes; sets are sorted, so that the text does not depend on hashes."""
     if isinstance(value, Undefined):
         return str(value)
     if isinstance(value, BaseModel):
@@ -82,14 +82,14 @@ def _as_json(value: Any, indent: int | None = None) -> str:
 
 
 def _refused(value: Any) -> str:
-    """Raises for an item of a collection that is not data; a missing name raises its own error."""
+    """Raises TypeError for an item that JSON cannot hold; a missing name raises its own error."""
     if isinstance(value, Undefined):
         return str(value)
     raise TypeError(f"a {type(value).__name__} cannot be printed as JSON")
 
 
 def _joined(values: Any, d: str = "", attribute: str | int | None = None) -> str:
-    """jinja2's `join` with every item as `{{ item }}` would print it."""
+    """jinja2's `join`, with every item as `{{ item }}` would print it."""
     if attribute is not None:
         from jinja2.filters import make_attrgetter
 
@@ -98,7 +98,7 @@ def _joined(values: Any, d: str = "", attribute: str | int | None = None) -> str
 
 
 class _Missing(StrictUndefined):
-    """Fails when it is used, in the words of the models."""
+    """A missing name: raises when it is used, with a message in terms of the user's models."""
 
     __slots__ = ()
 
@@ -119,7 +119,7 @@ class _Missing(StrictUndefined):
 
 class _Environment(SandboxedEnvironment):
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """As the base, whose checks take ten times as long. A field of a model that holds plain data passes them."""
+        """As in the base class, but without its slow checks (ten times the time) for plain data in fields of models."""
         if isinstance(obj, BaseModel) and attribute in obj.__dict__ and not attribute.startswith("_"):
             value = getattr(obj, attribute)
             if type(value) in _PLAIN:
@@ -145,7 +145,7 @@ def parse(source: str) -> nodes.Template:
 
     Raises:
         TemplateSyntaxError: it cannot be parsed, loads another template, or names a filter or a test that does not
-            exist (jinja2 itself finds out late if it is inside an `if`).
+            exist (inside an `if`, jinja2 itself would raise only at rendering).
     """
     tree = environment().parse(source)
     for node in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
@@ -183,14 +183,14 @@ def assigned(name: str, value: nodes.Expr) -> nodes.Template:
 
 
 def defined(value: Any) -> Any:
-    """The value; raises the error of a missing name."""
+    """Returns the value, or raises the error of a missing name."""
     if isinstance(value, Undefined):
         str(value)
     return value
 
 
 def compile_tree(tree: nodes.Template) -> JinjaTemplate:
-    """A template ready to render. Changes the tree."""
+    """A template that is ready to render. This changes the tree."""
     return environment().from_string(_TextFirst().visit(tree))
 
 

@@ -38,16 +38,16 @@ class Template:
         try:
             self.names = sandbox.names_of(sandbox.parse(source))
             self._compiled = sandbox.compile_tree(sandbox.parse(source))
-            self._compiled.globals = {**self._compiled.globals}  # not a ChainMap, which each rendering would walk twice
+            self._compiled.globals = {**self._compiled.globals}  # not a ChainMap, which every rendering would walk twice
         except TemplateSyntaxError as error:
             raise TemplateError(f"{label}, line {error.lineno}: {error.message}") from None
 
     def render(self, context: Mapping[str, Any]) -> str:
-        """The text for these values.
+        """The template rendered with these values.
 
         Raises:
             TemplateError: a name or field is missing, the sandbox forbids an access, or the code of a
-                model raised; the message names the label, the line and the cause.
+                model raised an error; the message names the label, the line and the cause.
         """
         try:
             return "".join(self._compiled.root_render_func(self._compiled.new_context(context)))  # type: ignore[arg-type]
@@ -65,7 +65,7 @@ class Template:
 
 
 class Expression(Template):
-    """A template whose lone `{{ x }}` gives the value itself; any other template gives its text.
+    """A template that gives the value itself if it consists of one `{{ x }}`; any other template gives its text.
 
     Raises:
         TemplateError: as `Template`.
@@ -81,7 +81,7 @@ class Expression(Template):
             self._compiled = sandbox.compile_tree(sandbox.assigned(_VALUE, lone))
 
     def value(self, context: Mapping[str, Any]) -> Any:
-        """The value for these values.
+        """The value of the expression, or the text of the template, for these values.
 
         Raises:
             TemplateError: as `Template.render`.

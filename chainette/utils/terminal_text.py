@@ -1,4 +1,4 @@
-"""Text from rows, models, servers and Redis as a terminal may show it: nothing in it controls the terminal."""
+"""Makes text from rows, models, servers and Redis safe to print: it cannot control the terminal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def visible_paragraph(text: str) -> str:
 
 
 def visible_json(text: str) -> str:
-    r"""JSON that decodes to the same value and has control characters as `\u009b`."""
+    r"""JSON that decodes to the same value, with control characters escaped, as `\u009b`."""
     return _IN_TEXT.sub(_json_escape, text)
 
 
@@ -47,7 +47,7 @@ def _json_escape(found: re.Match[str]) -> str:
 
 
 class SafeFormatter(logging.Formatter):
-    """A log message whose words cannot forge another message."""
+    """Formats a log message so that its text cannot pass for another message."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible_paragraph(super().format(record))

@@ -1,4 +1,4 @@
-"""Errors of the user's code: which ones reject a row, and how they are described."""
+"""Errors of the user's code: those that reject only a row, and their descriptions."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import asyncio
 
 __all__ = ["RAISED", "first_line", "is_stray", "told"]
 
-#: Errors that cost only their row, even those that look like the end of the program or a cancellation.
+#: Errors that reject only their row, even those that usually end a program or cancel a task.
 RAISED = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError, BaseExceptionGroup)
 
 
 def is_stray(error: BaseException) -> bool:
-    """Whether the error comes from the code that was run, and is not a cancellation of its task."""
+    """Whether the user's code raised the error, as opposed to a cancellation of the current task."""
     task = asyncio.current_task()
     return not isinstance(error, asyncio.CancelledError) or task is None or not task.cancelling()
 
 
 def told(error: BaseException) -> str:
-    """`LookupError: not this one`; the type alone if the error has no text."""
+    """`LookupError: not this one`; the type alone if the error cannot be printed."""
     try:
         return f"{type(error).__name__}: {error}"
     except RAISED:
@@ -25,5 +25,5 @@ def told(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of its text, or else its type."""
+    """The first line of the error's text, or its type if there is no text."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
