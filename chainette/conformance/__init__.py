@@ -1,1 +1,1 @@
-"""The cases every backend is held to."""
+"""The conformance suite: cases that every backend must pass."""

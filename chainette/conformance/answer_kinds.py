@@ -1,4 +1,4 @@
-"""Cases about the forms of answers: one output model of each kind, and an answer that is an instance of it."""
+"""Cases about kinds of answers: an output model of each kind, and an answer that must be an instance of it."""
 
 from __future__ import annotations
 
@@ -56,10 +56,15 @@ def _one(kind: Any) -> type[BaseModel]:
     return create_model("Answer", x=(kind, ...))
 
 
-#: Kinds whose answers may be cut, since nothing in the model ends them.
+#: Kinds whose answers may be cut, because nothing in the model limits their length.
 _ENDLESS = {"a recursive object", "a mapping"}
-#: Kinds a grammar may not hold: an answer is enough.
-_LOOSE = {"an integer bounded by 19 digits", "a text held by a lookahead", "distinct items", "a step of seven"}
+#: Kinds that a grammar may be unable to express: any answer will do.
+_LOOSE = {
+    "an integer with a bound of 19 digits",
+    "a text constrained by a lookahead",
+    "a list of distinct items",
+    "a multiple of seven",
+}
 
 _KINDS: dict[str, type[BaseModel]] = {
     "a bounded text": _one(Annotated[str, Field(max_length=20)]),
@@ -81,13 +86,15 @@ _KINDS: dict[str, type[BaseModel]] = {
     "a date and time": _one(datetime),
     "a text with a pattern": _one(Annotated[str, Field(pattern=r"^[A-Z]{2}-[0-9]{3}$")]),
     "names and values in other scripts": _Script,
-    "keys with blanks and quotes": _Keys,
+    "keys with spaces and quotes": _Keys,
     "nine fields": create_model("Wide", **{f"f{number}": (bool, ...) for number in range(9)}),  # type: ignore[call-overload]
     "no fields": _Nothing,
-    "an integer bounded by 19 digits": _one(Annotated[int, Field(ge=1_700_000_000_000_000_000)]),
-    "a text held by a lookahead": _one(Annotated[str, Field(max_length=9, json_schema_extra={"pattern": "^(?=.*a)[a-z]+$"})]),
-    "distinct items": _one(Annotated[set[bool], Field(max_length=2)]),
-    "a step of seven": _one(Annotated[int, Field(multiple_of=7, ge=0, le=70)]),
+    "an integer with a bound of 19 digits": _one(Annotated[int, Field(ge=1_700_000_000_000_000_000)]),
+    "a text constrained by a lookahead": _one(
+        Annotated[str, Field(max_length=9, json_schema_extra={"pattern": "^(?=.*a)[a-z]+$"})]
+    ),
+    "a list of distinct items": _one(Annotated[set[bool], Field(max_length=2)]),
+    "a multiple of seven": _one(Annotated[int, Field(multiple_of=7, ge=0, le=70)]),
 }
 
 

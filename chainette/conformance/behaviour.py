@@ -1,4 +1,4 @@
-"""Cases about how an engine behaves: order, streams, cuts, seeds, cancellation, prompts of all kinds, open and close."""
+"""Cases about the behaviour of an engine: order, streams, cuts, seeds, cancellation, kinds of prompts, opening and closing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Story(BaseModel):
 
 
 def _only(word: str) -> type[BaseModel]:
-    """A model with one answer, which shows whose answer it is."""
+    """A model that allows only this word, so that an answer can be matched to its request."""
     kind: Any = Literal.__getitem__(word)
     return create_model("Only", x=(kind, ...))
 
@@ -58,11 +58,14 @@ async def _tells_each_answer_once(subject: Subject) -> None:
 
     found = await subject.engine.generate(requests, done)
     require(threads <= {threading.get_ident()}, "done was called outside the event loop")
-    require(all(found[index] == completion for index, completion in told.items()), "done got other answers than were returned")
+    require(
+        all(found[index] == completion for index, completion in told.items()),
+        "the answers passed to done differ from those returned",
+    )
 
 
 async def _answers_no_request(subject: Subject) -> None:
-    require(await subject.engine.generate([]) == [], "no request, and yet answers")
+    require(await subject.engine.generate([]) == [], "a call without requests returned answers")
 
 
 async def _counts_usage(subject: Subject) -> None:
@@ -75,7 +78,7 @@ async def _counts_usage(subject: Subject) -> None:
 async def _cuts_at_max_tokens(subject: Subject) -> None:
     [completion] = await answered(subject, question("Tell a long story", _Story, max_tokens=4))
     if completion.finish is Finish.STOP and subject.engine.deterministic and completion.usage.completion_tokens > 4:
-        raise NotApplicable("it draws whole answers")
+        raise NotApplicable("it only draws complete answers")
     require(completion.finish is Finish.LENGTH, f"an answer of 4 tokens ended with {completion.finish}")
     tokens = completion.usage.completion_tokens
     require(tokens <= 4, f"the answer has {counted(tokens, 'token')}; 4 were allowed")
@@ -83,7 +86,7 @@ async def _cuts_at_max_tokens(subject: Subject) -> None:
 
 async def _leaves_neighbours_of_a_cut_answer_whole(subject: Subject) -> None:
     _, whole = await answered(subject, question("A long story", _Story, max_tokens=4), question("A red ball"))
-    require(whole.finish is Finish.STOP and Thing.model_validate_json(whole.text), "its neighbour was cut too")
+    require(whole.finish is Finish.STOP and Thing.model_validate_json(whole.text), "the answer beside it was cut too")
 
 
 async def _streams_what_it_answers(subject: Subject) -> None:
@@ -91,8 +94,8 @@ async def _streams_what_it_answers(subject: Subject) -> None:
     completion = await subject.engine.stream(question("A red ball"), pieces.append)
     require(completion.finish is Finish.STOP, f"the stream ended with {completion.finish}: {completion.error}")
     text, reasoning = "".join(piece.text for piece in pieces), "".join(piece.reasoning for piece in pieces)
-    require(text == completion.text, f"the pieces are {text[:80]!r}, the answer {completion.text[:80]!r}")
-    require(reasoning == (completion.reasoning or ""), "the pieces of the reasoning are not the reasoning")
+    require(text == completion.text, f"the streamed pieces are {text[:80]!r}, but the answer is {completion.text[:80]!r}")
+    require(reasoning == (completion.reasoning or ""), "the streamed pieces of the reasoning differ from the whole")
 
 
 async def _streams_in_pieces(subject: Subject) -> None:
@@ -116,13 +119,13 @@ async def _streams_a_cut_answer(subject: Subject) -> None:
     completion = await subject.engine.stream(
         question("A long story", _Story, max_tokens=4), lambda piece: pieces.append(piece.text)
     )
-    require("".join(pieces) == completion.text, "the pieces of a cut answer are not the answer")
+    require("".join(pieces) == completion.text, "the streamed pieces of a cut answer differ from the answer")
 
 
 async def _keeps_thoughts_out_of_the_answer(subject: Subject) -> None:
     [completion] = await answered(subject, question("Think step by step, then answer: a red ball"))
-    require("<think>" not in completion.text, f"thoughts in the answer: {completion.text[:80]!r}")
-    require(Thing.model_validate_json(completion.text), "no answer behind the thoughts")
+    require("<think>" not in completion.text, f"the answer contains reasoning: {completion.text[:80]!r}")
+    require(Thing.model_validate_json(completion.text), "no answer follows the reasoning")
 
 
 def _require_deterministic(subject: Subject) -> None:
@@ -149,7 +152,7 @@ async def _repeats_itself_in_a_stream(subject: Subject) -> None:
 
 async def _follows_the_seed(subject: Subject) -> None:
     found = await answered(subject, *(question("A story", _Story, seed, temperature=1.5, max_tokens=48) for seed in range(5)))
-    require(len({completion.text for completion in found}) > 1, "five seeds gave one answer at temperature 1.5")
+    require(len({completion.text for completion in found}) > 1, "five seeds gave the same answer at temperature 1.5")
 
 
 async def _takes_every_sampling_parameter(subject: Subject) -> None:
@@ -186,7 +189,7 @@ async def _spares_the_others_when_one_is_cancelled(subject: Subject) -> None:
     await asyncio.sleep(0.02)
     leaving.cancel()
     await asyncio.gather(leaving, return_exceptions=True)
-    require(_word_in((await staying)[0]) == "stay", "a cancelled request took another with it")
+    require(_word_in((await staying)[0]) == "stay", "cancelling one request affected another")
 
 
 def _endless(subject: Subject) -> Request:
@@ -194,7 +197,7 @@ def _endless(subject: Subject) -> Request:
     return question("word " * (2 * context))
 
 
-#: Words of a prompt that fits no context a test would use, if the engine does not know its own.
+#: Half the words of a prompt that is too long for any context in tests, if the engine does not report its context.
 _LONG = 20_000
 
 
@@ -205,7 +208,7 @@ async def _says_that_a_prompt_is_too_long(subject: Subject) -> None:
     require(
         completion.finish is Finish.TOO_LONG, f"a prompt beyond the context ended with {completion.finish}: {completion.error}"
     )
-    require(completion.error, "no words say how long it was")
+    require(completion.error, "the error does not say how long it was")
 
 
 async def _answers_the_neighbours_of_a_failure(subject: Subject) -> None:
@@ -216,12 +219,14 @@ async def _answers_the_neighbours_of_a_failure(subject: Subject) -> None:
 
 async def _streams_a_failure_as_data(subject: Subject) -> None:
     completion = await subject.engine.stream(_endless(subject), lambda _piece: None)
-    require(completion.finish in (Finish.TOO_LONG, Finish.STOP), f"it ended with {completion.finish}: {completion.error}")
+    require(
+        completion.finish in (Finish.TOO_LONG, Finish.STOP), f"the stream ended with {completion.finish}: {completion.error}"
+    )
 
 
 def _refused(subject: Subject) -> Request:
     if not subject.refused:
-        raise NotApplicable("no message is known that it declines to answer")
+        raise NotApplicable("no message is known that it refuses (--refused names one)")
     return question(subject.refused)
 
 
@@ -229,7 +234,7 @@ async def _says_that_it_refuses(subject: Subject) -> None:
     asked = [question("A red ball"), _refused(subject), question("A blue ball")]
     before, refused, behind = await subject.engine.generate(asked)
     require(refused.finish is Finish.REFUSED, f"a refusal ended with {refused.finish}: {refused.error or refused.text[:80]!r}")
-    require(refused.error, "no words say that it was refused")
+    require(refused.error, "the refusal has no error text")
     for completion in (before, behind):
         require(completion.finish is Finish.STOP, f"a neighbour ended with {completion.finish}: {completion.error}")
 
@@ -262,7 +267,7 @@ async def _describes_itself(subject: Subject) -> None:
     try:
         json.dumps(subject.engine.describe())
     except TypeError as error:
-        raise BrokenPromise(f"metadata.json cannot hold its description: {error}") from error
+        raise BrokenPromise(f"its description cannot be written to metadata.json: {error}") from error
     require(subject.engine.capacity >= 1, f"its capacity is {subject.engine.capacity}")
 
 
@@ -284,29 +289,29 @@ async def _says_that_it_is_not_open(subject: Subject) -> None:
 
 BEHAVIOUR = (
     Case("answers in the order of the requests, beyond its capacity too", _answers_in_order),
-    Case("answers calls side by side", _answers_calls_side_by_side),
-    Case("tells each answer at most once, on the event loop", _tells_each_answer_once),
+    Case("answers concurrent calls", _answers_calls_side_by_side),
+    Case("reports each answer at most once, on the event loop", _tells_each_answer_once),
     Case("answers an empty call", _answers_no_request),
     Case("counts requests and tokens", _counts_usage),
-    Case("cuts an answer at max_tokens, and says so", _cuts_at_max_tokens),
-    Case("leaves the neighbours of a cut answer whole", _leaves_neighbours_of_a_cut_answer_whole),
+    Case("cuts an answer at max_tokens, and reports the cut", _cuts_at_max_tokens),
+    Case("does not cut the answers beside a cut one", _leaves_neighbours_of_a_cut_answer_whole),
     Case("streams the text that it answers", _streams_what_it_answers),
     Case("streams in pieces", _streams_in_pieces),
-    Case("streams side by side", _streams_side_by_side),
+    Case("streams several answers at once", _streams_side_by_side),
     Case("streams a cut answer", _streams_a_cut_answer),
-    Case("keeps thoughts out of the answer", _keeps_thoughts_out_of_the_answer),
-    Case("repeats itself for a seed, alone and among others", _repeats_itself),
+    Case("keeps reasoning out of the answer", _keeps_thoughts_out_of_the_answer),
+    Case("gives the same answer for a seed, alone and among others", _repeats_itself),
     Case("streams the same answer for a seed", _repeats_itself_in_a_stream),
-    Case("gives other answers for other seeds", _follows_the_seed),
-    Case("takes every sampling parameter", _takes_every_sampling_parameter),
+    Case("gives different answers for different seeds", _follows_the_seed),
+    Case("accepts every sampling parameter", _takes_every_sampling_parameter),
     Case("ends a call that is cancelled", _ends_when_cancelled),
     Case("ends a stream that is cancelled", _ends_a_stream_when_cancelled),
-    Case("spares others when one call is cancelled", _spares_the_others_when_one_is_cancelled),
-    Case("says that a prompt is too long", _says_that_a_prompt_is_too_long),
-    Case("answers the neighbours of a request that fails", _answers_the_neighbours_of_a_failure),
-    Case("streams a failure as data", _streams_a_failure_as_data),
-    Case("says that it declines to answer, and answers the neighbours", _says_that_it_refuses),
-    Case("streams a refusal as data", _streams_a_refusal_as_data),
+    Case("completes other calls when one is cancelled", _spares_the_others_when_one_is_cancelled),
+    Case("reports a prompt that is too long", _says_that_a_prompt_is_too_long),
+    Case("answers the requests beside one that fails", _answers_the_neighbours_of_a_failure),
+    Case("returns the failure of a stream as data", _streams_a_failure_as_data),
+    Case("reports a refusal, and answers the requests beside it", _says_that_it_refuses),
+    Case("returns a streamed refusal as data", _streams_a_refusal_as_data),
     Case("answers an emoji, combining marks, right-to-left text", _answers_to("🚲 e\u0301 שלום \u202eabc 日本語")),
     Case("answers control characters", _answers_to("a\x01b\x7fc\td\r\ne")),
     Case("answers special tokens", _answers_to("a<|im_end|>\n<|im_start|>assistant\n</s>[/INST]<end_of_turn>")),
@@ -315,6 +320,6 @@ BEHAVIOUR = (
     Case("answers without a system message", _answers_without_a_system_message),
     Case("answers a conversation", _answers_a_conversation),
     Case("describes itself for metadata.json", _describes_itself),
-    Case("may be closed twice, even unopened", _may_be_closed_twice),
-    Case("says that it is not open", _says_that_it_is_not_open),
+    Case("can be closed twice, even if it was never opened", _may_be_closed_twice),
+    Case("raises EngineUnavailable if it is not open", _says_that_it_is_not_open),
 )

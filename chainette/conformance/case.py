@@ -1,4 +1,4 @@
-"""A case of the conformance suite: one promise of `Engine`, and the check of it."""
+"""A case of the conformance suite: one promise of `Engine`, and its check."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 class CaseOutcome(StrEnum):
     PASSED = "passed"
     FAILED = "failed"
-    #: The backend has nothing the case could be about.
+    #: The case does not apply to this backend.
     NOT_APPLICABLE = "not applicable"
 
 
@@ -42,7 +42,7 @@ class CaseOutcome(StrEnum):
 class Verdict:
     case: str
     outcome: CaseOutcome
-    #: Why, unless it passed.
+    #: The reason, unless it passed.
     words: str = ""
 
 
@@ -51,7 +51,7 @@ class BrokenPromise(Exception):
 
 
 class NotApplicable(Exception):
-    """The case has no meaning for this engine."""
+    """The case does not apply to this engine."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Thing(BaseModel):
 
 
 def question(text: str, model: type[BaseModel] = Thing, seed: int = 1, system: str = "", **sampling: Any) -> Request:
-    """A request for an instance of `model`, with the instruction a step would add."""
+    """A request for an instance of `model`, with the instruction that a step would add."""
     instruction = "\n\n".join(filter(None, [system, generate_json_output_prompt(model)]))
     messages = (Message("system", instruction), Message("user", text))
     params = SamplingParams(**{"max_tokens": 160} | sampling)
@@ -88,7 +88,7 @@ def question(text: str, model: type[BaseModel] = Thing, seed: int = 1, system: s
 
 
 def _step_of(schema: dict[str, Any]) -> str:
-    """A name for each schema, as steps have: by it, engines remember the schemas a server refuses."""
+    """A name for each schema, like that of a step: engines use it to remember the schemas that a server refuses."""
     return f"answer_{hashlib.blake2b(msgspec.json.encode(schema), digest_size=4).hexdigest()}"
 
 
@@ -99,7 +99,11 @@ def require(holds: object, words: str) -> None:
 
 
 async def answered(subject: Subject, *requests: Request) -> list[Completion]:
-    """One call of `generate`, whose answers are as many as its requests, none of them an error."""
+    """The answers of one call of `generate`.
+
+    Raises:
+        BrokenPromise: their number differs from that of the requests, or one of them is an error.
+    """
     found = await subject.engine.generate(requests)
     require(len(found) == len(requests), f"{counted(len(found), 'answer')} to {counted(len(requests), 'request')}")
     for completion in found:

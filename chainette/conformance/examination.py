@@ -24,7 +24,7 @@ _PATIENCE = 120.0
 
 
 class Bench:
-    """An async context manager that opens the engine of a configuration, and holds it to cases."""
+    """An async context manager that opens the engine of a configuration and runs cases on it."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Bench:
         refused: str = "",
     ) -> None:
         self._config, self._create, self._patience, self._refused = config, create, patience, refused
-        #: Name of a case -> why it must not be run.
+        #: Name of a case -> the reason not to run it.
         self._skipped = skipped or {}
         self._engines = Engines({config.name: config}, create=create)
 
@@ -53,7 +53,7 @@ class Bench:
         await self._engines.__aexit__(kind, error, at)
 
     async def judge(self, case: Case) -> Verdict:
-        """The verdict on one case. A case that takes too long, or raises anything, has failed."""
+        """The verdict on one case. A case fails if it takes too long or raises any exception."""
         if case.name in self._skipped:
             return Verdict(case.name, CaseOutcome.NOT_APPLICABLE, self._skipped[case.name])
         try:
@@ -63,8 +63,8 @@ class Bench:
         except NotApplicable as error:
             return Verdict(case.name, CaseOutcome.NOT_APPLICABLE, str(error))
         except TimeoutError:
-            return Verdict(case.name, CaseOutcome.FAILED, f"no end after {self._patience:g} s")
-        except Exception as error:  # of a plugin, anything
+            return Verdict(case.name, CaseOutcome.FAILED, f"not finished after {self._patience:g} s")
+        except Exception as error:  # a plugin may raise anything
             return Verdict(case.name, CaseOutcome.FAILED, str(error) if isinstance(error, BrokenPromise) else told(error))
         return Verdict(case.name, CaseOutcome.PASSED)
 
@@ -75,9 +75,10 @@ async def examine(
     patience: float = _PATIENCE,
     refused: str = "",
 ) -> list[Verdict]:
-    """The verdicts on all cases, each passed to `tell` as it falls.
+    """The verdicts on all cases; each is also passed to `tell` as soon as it is known.
 
-    `refused` is a user message that the service declines to answer; without one, the cases about refusals do not apply.
+    `patience` is in seconds, for each case. `refused` is a user message that the service declines to answer; without one,
+    the cases about refusals do not apply.
 
     Raises:
         EngineError: the engine does not open.

@@ -1,1 +1,1 @@
-"""A run as one HTML page for people."""
+"""The report of a run: one HTML page."""

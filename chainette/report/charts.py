@@ -1,4 +1,4 @@
-"""Charts as SVG text without scripts, through Vega-Lite. Colours are CSS variables of the page they stand in."""
+"""Charts as SVG text without scripts, drawn by Vega-Lite. Their colours are CSS variables of the page that contains them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from chainette.errors import RunError
 
 __all__ = ["COLOURS", "Series", "Span", "render_lines", "render_spans"]
 
-#: Series that can be told apart; the page defines `--s1` to `--s8`.
+#: The number of series with distinct colours; the page defines `--s1` to `--s8`.
 COLOURS = 8
 
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
@@ -41,7 +41,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Span:
-    """A row of a chart of spans, in seconds."""
+    """One row of a chart of spans, in seconds."""
 
     name: str
     middle: float
@@ -50,7 +50,11 @@ class Span:
 
 
 def render_lines(series: Sequence[Series], rules: Sequence[float], *, width: int, stacked: bool = False) -> str:
-    """Values over working time; a dashed rule marks each start of an epoch. At most `COLOURS` series."""
+    """A line chart of values over working time, for at most `COLOURS` series; a dashed line marks each start of an epoch.
+
+    Raises:
+        RunError: the package that draws charts is not installed.
+    """
     end = max((at for line in series for at, _ in line.points), default=0.0)
     unit, scale = next(found for found in _UNITS if end / found[1] >= 3 or found[1] == 1)
     values = [
@@ -76,12 +80,16 @@ def render_lines(series: Sequence[Series], rules: Sequence[float], *, width: int
     return _svg({"width": width, "height": 200, "layer": [lines, *([marks] if rules else [])]})
 
 
-#: From the coarsest.
+#: Units with their seconds, the largest first.
 _UNITS = (("days", 86_400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
 
 
 def render_spans(spans: Sequence[Span], *, width: int) -> str:
-    """Per row a bar from the middle to the high value, with a dot on the middle and a tick on the highest."""
+    """For each span, a bar from the middle to the high value, with a dot at the middle and a tick at the highest value.
+
+    Raises:
+        RunError: the package that draws charts is not installed.
+    """
     unit, seconds = next(
         found for found in _SHORT_UNITS if max(span.highest for span in spans) >= 2 * found[1] or found[1] == _MS
     )
@@ -107,9 +115,9 @@ def render_spans(spans: Sequence[Span], *, width: int) -> str:
 
 
 _MS = 0.001
-#: Of an axis whose values are of one size, from the coarsest: its seconds.
+#: Units of a linear axis with their seconds, the largest first.
 _SHORT_UNITS = (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", _MS))
-#: Of a logarithmic axis.
+#: Labels of a logarithmic axis, by their seconds.
 _MARKS = (
     *((10.0**power, f"{10 ** (power + 3):g} ms") for power in range(-6, 0)),
     *((1.0, "1 s"), (10.0, "10 s"), (60.0, "1 min"), (600.0, "10 min"), (3600.0, "1 h"), (36_000.0, "10 h")),
@@ -117,7 +125,7 @@ _MARKS = (
 
 
 def _mark_name(seconds: float) -> str:
-    """A Vega expression: the name of a mark, by its value in units of so many seconds."""
+    """A Vega expression for the label of a mark, given its value in units of so many seconds."""
     return "".join(f"datum.value < {at / seconds * 1.01!r} ? '{name}' : " for at, name in _MARKS) + "''"
 
 
@@ -148,7 +156,9 @@ def _svg(chart: dict[str, Any]) -> str:
     try:
         import vl_convert
     except ImportError as error:
-        raise RunError("a report needs the package that draws its charts: pip install 'chainette[report]'") from error
+        raise RunError(
+            "a report needs the package vl-convert-python, which draws its charts: pip install 'chainette[report]'"
+        ) from error
     whole = {
         "$schema": _SCHEMA,
         "background": None,

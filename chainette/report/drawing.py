@@ -1,4 +1,4 @@
-"""The plan of a run as a drawing: boxes, arrows and the rows that went along them. Pure geometry, no markup."""
+"""The plan of a run as a drawing: boxes, and arrows with numbers of rows. Only geometry, no markup."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PILL = 30
 
 @dataclass(frozen=True)
 class Box:
-    """A node, or the place at which rows begin, merge or end."""
+    """A node, or a point at which rows begin, merge or end."""
 
     #: "input", "step", "apply", "decision", "join", "end"
     kind: str
@@ -40,18 +40,18 @@ class Box:
     height: float
     title: str
     subtitle: str = ""
-    #: (rejected | dropped | stopped | expanded | invalid, rows); only those above 0.
+    #: (rejected | dropped | stopped | expanded | invalid, rows), without zeros.
     exits: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class Arrow:
-    """Rows on their way."""
+    """The rows that went from one box to another."""
 
     path: str
     width: float
     rows: int
-    #: The place of the number of rows; None for the part of a way that goes on.
+    #: The position of the number of rows; None if the arrow continues elsewhere.
     spot: tuple[float, float] | None
 
 
@@ -66,7 +66,7 @@ class Words:
 
 @dataclass
 class Drawing:
-    """Everything, in the order in which it is drawn, within (0, 0) and (width, height)."""
+    """All parts in the order in which they are drawn, within (0, 0) and (width, height)."""
 
     width: float = 0
     height: float = 0
@@ -77,7 +77,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class _Tail:
-    """The start of the arrows to the next element."""
+    """The start of an arrow to the next element."""
 
     x: float
     y: float
@@ -85,7 +85,7 @@ class _Tail:
 
 
 def draw(state: RunState, lean: float) -> Drawing:
-    """The run's graph, top to bottom, with the rows that went through it so far.
+    """Draws the run's graph from top to bottom, with the rows that have gone through it so far.
 
     `lean` places the main flow: 0.5 in the middle, 0 at the left edge, which a narrow screen shows first.
     """
@@ -142,13 +142,13 @@ class _Pen:
         return sum(widths) + _ACROSS * (len(widths) - 1) + (0 if fork.joins else 2 * _LANE)
 
     def _lane_width(self, first: Edge) -> float:
-        """The width of a branch; that of an empty way of a route leaves room for its name."""
+        """The width of a branch. An empty way of a route is wide enough for its name."""
         return _WIDTH / 2 if isinstance(first, EdgeToBranchEnd) else self._width(first)
 
     # -- positions
 
     def _sequence(self, target: Edge, column: _Column, y: float, tails: list[_Tail]) -> tuple[list[_Tail], float]:
-        """Draws everything from `target` on; returns the starts of the next arrows, and the lowest y."""
+        """Draws all elements from `target` on; returns the starts of the next arrows and the lowest y."""
         for found in self._graph.line(target):
             if isinstance(found, GraphNode):
                 tails, y = self._node(found, self._middle(column), y, tails)
@@ -190,13 +190,13 @@ class _Pen:
         return self._pass(before, edge + _LANE / 2, lowest), lowest
 
     def _way(self, route: GraphChoice, branch: GraphJoin | GraphSide, tails: list[_Tail]) -> tuple[str, list[_Tail]]:
-        """The name of a way with the number of its rows, and the rows that take it."""
+        """The name of a way with its number of rows, and the starts of its arrows."""
         way = route.way(branch)
         rows = self._counts(route.decision).ways.get(way, 0)
         return f"{way or 'no case'}: {rows:,}", [replace(tail, rows=rows) for tail in tails]
 
     def _written(self, ends: list[_Tail], middle: float, bottom: float) -> float:
-        """The end of a branch that is not joined."""
+        """Draws the end of a branch that is not joined."""
         for end in ends:
             self._arrow(end, middle, bottom + _DOWN, end.rows)
         return self._pill(middle, bottom + _DOWN, f"{counted(sum(end.rows for end in ends), 'row')} written")
@@ -210,7 +210,7 @@ class _Pen:
         return [_Tail(middle, y, counts.given)], y
 
     def _pass(self, tails: list[_Tail], x: float, y: float) -> list[_Tail]:
-        """The main flow beside branches that are not joined."""
+        """Draws the main flow beside branches that are not joined."""
         for tail in tails:
             down = tail.y + _DOWN
             path = f"M{tail.x:g} {tail.y:g}C{tail.x:g} {down - 15:g} {x:g} {tail.y + 15:g} {x:g} {down:g}V{y:g}"
@@ -237,7 +237,7 @@ class _Pen:
         return y + _PILL
 
     def _arrow(self, tail: _Tail, x: float, y: float, rows: int, spot: tuple[float, float] | None = None) -> None:
-        """An arrow; a long one goes straight down first. Its number stands at its tip, or at `spot`."""
+        """Draws an arrow; a long one goes straight down first. Its number is at its tip, or at `spot`."""
         start = max(tail.y, y - _DOWN)
         bend = 0.6 * (y - start)
         path = f"M{tail.x:g} {tail.y:g}V{start:g}C{tail.x:g} {start + bend:g} {x:g} {y - bend:g} {x:g} {y - 5:g}"

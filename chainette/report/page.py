@@ -1,7 +1,7 @@
-"""The page: numbers in, one HTML file out. Nothing in it runs, and nothing in it is fetched.
+"""Renders the report of a run as one HTML file that runs no code and fetches nothing.
 
-Text out of rows and models is escaped by the template, control characters included; besides, the page forbids scripts
-and every request by its Content-Security-Policy.
+The template escapes all text from rows and models, including control characters. The page's Content-Security-Policy also
+forbids scripts and requests.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from chainette.utils.terminal_text import visible
 
 __all__ = ["Chart", "Rejects", "StepLine", "render_page"]
 
-#: Charts in pixels: on a desk, on a phone.
+#: The width of charts in pixels, on a desktop and on a phone.
 _WIDE, _NARROW = 960, 270
 _COUNTS = ("in", "out", "rejected", "dropped", "stopped", "expanded")
 _AMOUNTS = (
@@ -40,34 +40,34 @@ _AMOUNTS = (
     "prompt_tokens",
     "answer_tokens",
 )
-#: Characters of an answer or a message.
+#: The most characters shown of an answer or a message.
 _RAW, _MESSAGE = 1500, 600
 
 
 @dataclass(frozen=True)
 class StepLine:
-    """A line of the table of steps."""
+    """One line in the table of steps."""
 
     name: str
     title: str
     #: Engine -> the usage of its answers.
     engines: Mapping[str, Mapping[str, Any]]
     counts: Mapping[str, Any]
-    #: By the name of the column.
+    #: Name of a column -> its number.
     amounts: Mapping[str, int]
-    #: Share of all seconds inside engines, 0 to 1.
+    #: The share of all seconds inside engines, 0 to 1.
     share: float = 0.0
     #: None if an engine has no price.
     cost: float | None = None
 
     def unpriced(self, priced: Collection[str]) -> list[str]:
-        """The engines that have no price, if others have."""
+        """The engines without a price, if other engines have one."""
         used = (name for name, usage in self.engines.items() if usage.get("prompt_tokens"))
         return [name for name in used if priced and name not in priced]
 
     @property
     def engine(self) -> str:
-        """The engine; with the rows each of them answered, if the step may ask several."""
+        """The engine; if the step may ask several engines, each with the number of rows it answered."""
         by_engine = self.counts.get("engines")
         if by_engine is None:
             return ", ".join(self.engines)
@@ -87,12 +87,12 @@ class Chart:
 
 @dataclass(frozen=True)
 class Rejects:
-    """Rows a step rejected for one reason."""
+    """The rows that a step rejected for one reason."""
 
     step: str
     reason: str
     rows: int
-    #: 0 to 1, of all rejected rows.
+    #: The share of all rejected rows, 0 to 1.
     share: float
     examples: list[dict[str, Any]]
 
@@ -107,8 +107,10 @@ def render_page(
     written_at: str,
     plan: str = "",
 ) -> str:
-    """The whole HTML. `working`: a process writes to the directory. `prices` replace those of the run;
-    `plan` says how far off its plan was.
+    """The whole HTML page.
+
+    `prices` replace those of the run. `working` says that a process writes to the directory now; `plan` is a sentence that
+    compares the run with its plan.
 
     Raises:
         RunError: the package that draws charts is not installed.
@@ -166,7 +168,7 @@ def _standing(status: str, *, working: bool) -> str:
 
 
 def _bill(figures: Figures, prices: Mapping[str, Price]) -> Bill:
-    """The bill of the run, with other prices for some engines."""
+    """The bill of the run, with these prices in place of its own."""
     bill = figures.state.bill
     return bill.at({name: msgspec.structs.replace(bill.rates.get(name, Rate()), price=price) for name, price in prices.items()})
 
@@ -195,7 +197,7 @@ def _steps(figures: Figures, metadata: Mapping[str, Any], bill: Bill, priced: Co
 
 
 def _columns(steps: Sequence[StepLine]) -> list[str]:
-    """Columns of the table: rows in, out and rejected, and further counts."""
+    """The columns of the table: rows in, out and rejected, then further counts."""
     always = {"in", "out", "rejected"}
     return [name for name in _AMOUNTS if name in always or any(step.amounts[name] for step in steps)]
 
@@ -229,7 +231,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def _charts(figures: Figures) -> Iterator[Chart]:
-    """Throughput per node, tokens, and seconds per request; charts without data are left out."""
+    """Charts of throughput per node, tokens, and seconds per request; those without data are left out."""
     rules, timeline = figures.resumes(), figures.timeline
     nodes = [node.id for node in figures.state.graph.steps if any(node.id in found for found in timeline.bins)]
     if nodes:
@@ -261,7 +263,7 @@ def _chart(title: str, render: Callable[[int], str], names: Sequence[str] = ()) 
 
 
 def _short(number: float) -> str:
-    """A number in few characters: 0.42, 994, 12.3k, 1.2M."""
+    """A number in a few characters: 0.42, 994, 12.3k, 1.2M."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit * 10 or (number >= limit and unit != "k"):
             return f"{number / limit:.1f}{unit}"

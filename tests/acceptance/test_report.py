@@ -171,7 +171,7 @@ def test_a_run_that_goes_on_or_was_killed_can_be_looked_at(tmp_path: Path) -> No
     text = (tmp_path / "out/report.html").read_text()
     assert '<span class="pill killed">killed</span>' in text
     assert "chainette resume out" in text
-    assert "to go at this pace" in text
+    assert "left at this rate" in text
 
 
 @pytest.mark.parametrize(

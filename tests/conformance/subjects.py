@@ -27,7 +27,7 @@ _BEGIN, _END = "<!-- conformance: written by `make conformance` -->\n", "<!-- en
 _CELLS = {CaseOutcome.PASSED: "yes", CaseOutcome.FAILED: "no", CaseOutcome.NOT_APPLICABLE: "-"}
 
 #: llama.cpp's own converter of schemas never ends, and takes all memory.
-_HANGS = {"answers with an integer bounded by 19 digits": "llama.cpp's server hangs"}
+_HANGS = {"answers with an integer with a bound of 19 digits": "llama.cpp's server hangs"}
 
 
 class Subject(NamedTuple):
