@@ -158,7 +158,7 @@ def test_the_run_directory_stays_what_it_was(project: Project) -> None:
 
 
 @pytest.mark.long
-def test_a_run_that_goes_on_or_was_killed_can_be_looked_at(tmp_path: Path) -> None:
+def test_a_run_that_is_running_or_was_killed_has_a_report(tmp_path: Path) -> None:
     project = Project(tmp_path, rows=2000, latency=0.2)
     running = project.start("run", "chain.py", "in.jsonl", "-o", "out", "--quiet")
     until(lambda: (tmp_path / "out/grade/0.jsonl").exists() and (tmp_path / "out/grade/0.jsonl").stat().st_size)

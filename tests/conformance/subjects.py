@@ -1,4 +1,4 @@
-"""The backends the suite runs over, each with its needs, and the table of their verdicts in docs/engines.md."""
+"""The backends that the suite runs on, and the table of their verdicts in docs/engines.md."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGE = Path(__file__).parents[2] / "docs/engines.md"
 _BEGIN, _END = "<!-- conformance: written by `make conformance` -->\n", "<!-- end of conformance -->\n"
 _CELLS = {CaseOutcome.PASSED: "yes", CaseOutcome.FAILED: "no", CaseOutcome.NOT_APPLICABLE: "-"}
 
-#: llama.cpp's own converter of schemas never ends, and takes all memory.
+#: llama.cpp's own converter of schemas never ends, and uses up all memory.
 _HANGS = {"answers with an integer with a bound of 19 digits": "llama.cpp's server hangs"}
 
 
@@ -100,7 +100,7 @@ def cells(verdict: Verdict) -> str:
 
 
 def rows_of(page: str) -> dict[str, dict[str, str]]:
-    """Case -> backend -> cell, as the page has it."""
+    """Case -> backend -> cell of the table in the page."""
     table = page.partition(_BEGIN)[2].partition(_END)[0].splitlines()
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
     return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
@@ -114,7 +114,7 @@ def _written(page: str, found: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def main(backends: list[str]) -> None:
-    """Runs the suite over backends (all without names) and writes their columns."""
+    """Runs the suite on the named backends, or on all if none is named, and writes their columns."""
     page = PAGE.read_text()
     known = rows_of(page)
     found = {case.name: dict.fromkeys(SUBJECTS, "?") | known.get(case.name, {}) for case in CASES}

@@ -1,4 +1,4 @@
-"""Every backend keeps the promises that the table in docs/engines.md says it keeps, on real models and real servers."""
+"""Every backend passes the cases that the table in docs/engines.md lists for it, with real models and real servers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Judge = Callable[[Case], Verdict]
 
 @pytest.fixture(scope="module")
 def judge_of() -> Iterator[Callable[[str], Judge]]:
-    """Opens a backend, and closes the one before. A fixture with parameters would be made anew for every case."""
+    """Opens a backend, and closes the previous one. A fixture with parameters would be created anew for every case."""
     opened: dict[str, Judge] = {}
     with ExitStack() as stack:
 

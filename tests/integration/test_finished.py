@@ -246,7 +246,7 @@ def test_a_shard_that_lost_a_row_is_named_by_every_command(tmp_path: Path, input
     for command in ("status", "rebuild", "report"):
         code, words = told(command, str(directory))
         assert code == 1 and "rows were lost" in words, (command, words)
-    with pytest.raises(DamagedRun, match=r"rows were lost|not a whole Parquet file"):
+    with pytest.raises(DamagedRun, match=r"rows were lost|not a complete Parquet file"):
         resume(directory, chain)
 
 

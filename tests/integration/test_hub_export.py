@@ -72,7 +72,7 @@ def test_rows_of_the_same_run_are_replaced_and_other_data_is_left_alone(tmp_path
     result.push("ann/rows", rows_per_file=100)
     assert sorted(hub.files("ann/rows")) == [".gitattributes", "README.md", "data/train-00000-of-00001.parquet"]
     before = hub.files("ann/rows")
-    with pytest.raises(RunError, match=r"hf:ann/rows holds other data than rows of run \S+; name a new data set"):
+    with pytest.raises(RunError, match=r"hf:ann/rows holds data that is not from run \S+; name a new data set"):
         run(tmp_path / "other").push("ann/rows")
     assert hub.files("ann/rows") == before
 

@@ -321,7 +321,7 @@ def test_an_export_that_breaks_off_is_no_data_set_and_the_same_call_makes_it_who
     found = store.names("bucket/out")
     assert ("_unfinished/all_sent.json" in found) if set(found) & set(names) else True
     if any(name in found for name in names):
-        with pytest.raises(RunError, match=r"s3://bucket/out holds another export that broke off"):
+        with pytest.raises(RunError, match=r"s3://bucket/out holds another export that was interrupted"):
             finished.upload("s3://bucket/out", "csv", "same")
     export()
     assert store.names("bucket/out") == names

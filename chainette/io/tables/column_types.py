@@ -1,9 +1,9 @@
-"""The shape of a type's JSON dump, which decides the type of its column.
+"""The shape of a type's JSON dump, which determines the type of its column.
 
-Taken from pydantic's JSON Schema of the dump (aliases, custom serializers and round trip included),
-so that a shape never promises more than the dump keeps. Types without a fixed shape are `JSON`: dicts,
-unions of different kinds, Any, recursive models, models that allow unknown fields, and floats whose
-infinities are dumped as text.
+It is derived from pydantic's JSON Schema of the dump, including aliases, custom serializers and round
+trips, so a shape never promises more than the dump contains. Types without a fixed shape are `JSON`:
+dicts, unions of different kinds, Any, recursive models, models that allow unknown fields, and floats
+whose infinities are dumped as text.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class JsonKind(StrEnum):
 
 @dataclass(frozen=True)
 class Shape:
-    """One node of a tree of kinds. Every value may also be null."""
+    """A node in a tree of JSON kinds. Every value may also be null."""
 
     kind: JsonKind
-    #: The shape of a list's items.
+    #: The shape of the items of a list.
     item: Shape | None = None
-    #: A struct's fields, in the order of the dump.
+    #: The fields of a struct, in the order of the dump.
     fields: tuple[tuple[str, Shape], ...] = ()
     #: Whether a struct may hold fields that are not listed.
     open: bool = False
@@ -92,7 +92,7 @@ class _DumpSchema(GenerateJsonSchema):
 
 
 def shape_of(annotation: Any) -> Shape:
-    """The shape of a type's dump. A model's own shape is a struct even if it has no or open fields."""
+    """The shape of a type's dump. A model is always a struct, even if it has no fields or allows unknown ones."""
     schema = TypeAdapter(annotation).json_schema(schema_generator=_DumpSchema, mode="serialization", by_alias=True)
     reader = _ShapeReader(schema.get("$defs", {}))
     top = reader.resolve(schema)
@@ -102,9 +102,9 @@ def shape_of(annotation: Any) -> Shape:
 
 @lru_cache(maxsize=256)
 def json_fields(model: Any) -> Mapping[str, bool]:
-    """The fields of a model, by the name its input uses, that take an array or an object.
+    """The fields of a model that take an array or an object, by the names that its input uses.
 
-    The value says whether they take text as well: then a cell that is not JSON may be text.
+    The value is true if a field also takes text: then a cell that is not JSON is read as text.
     """
     schema = TypeAdapter(model).json_schema(mode="validation", schema_generator=_Lenient)
     reader = _ShapeReader(schema.get("$defs", {}))
@@ -113,7 +113,7 @@ def json_fields(model: Any) -> Mapping[str, bool]:
 
 
 class _Lenient(GenerateJsonSchema):
-    """A JSON Schema that is empty for types that pydantic cannot describe."""
+    """A JSON Schema in which types that pydantic cannot describe are empty."""
 
     def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:  # noqa: ARG002
         return {}
@@ -124,13 +124,13 @@ class _ShapeReader:
     defs: Mapping[str, Any]
 
     def resolve(self, schema: Any) -> dict[str, Any]:
-        """The schema behind a reference."""
+        """The schema that a reference points to."""
         while isinstance(schema, dict) and "$ref" in schema:
             schema = self.defs[_name(schema)]
         return schema if isinstance(schema, dict) else {}
 
     def shape(self, schema: Any, above: frozenset[str]) -> Shape:
-        """`above` are the enclosing definitions, so that a recursive one ends as JSON."""
+        """The shape of a schema. `above` has the enclosing definitions, so that recursion ends as JSON."""
         if isinstance(schema, dict) and "$ref" in schema:
             name = _name(schema)
             return _JSON if name in above else self.shape(self.defs[name], above | {name})
@@ -152,7 +152,7 @@ class _ShapeReader:
 
     def struct(self, schema: dict[str, Any], above: frozenset[str]) -> Shape:
         fields = {name: field for name, field in schema.get("properties", {}).items() if not _is_computed(field)}
-        optional = fields.keys() - set(schema.get("required", []))  # a column would turn an omitted field into null
+        optional = fields.keys() - set(schema.get("required", []))  # in a column, an omitted field would become null
         shapes = tuple((name, self.shape(field, above)) for name, field in fields.items() if name not in optional)
         return Shape(JsonKind.STRUCT, fields=shapes, open=bool(schema.get("additionalProperties")) or bool(optional))
 

@@ -1,10 +1,10 @@
-"""Columns: the fixed Arrow schema of a step, from the shape of its model's JSON dump (`shape.py`).
+"""Columns: the fixed Arrow schema of a step, from the shape of its model's JSON dump (`column_types.py`).
 
 Text, whole numbers (int64), numbers (double), booleans, lists and structs keep their types. Dates,
 times and decimals stay the text that pydantic dumped, because an Arrow timestamp would lose their
-offset and precision; every tool casts such text. Values without a fixed shape are JSON text, marked
-in the schema's field metadata. A model that allows unknown fields gets one more column,
-`_extra`, with those as JSON text. Every column may be null.
+offset and precision; every tool can cast such text. Values without a fixed shape are JSON text, marked
+in the field metadata of the schema. A model that allows unknown fields gets one more column,
+`_extra`, which holds them as JSON text. Every column may be null.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ Columns = tuple[tuple[str, Shape], ...]
 
 
 def step_columns(model: Any, extra: Sequence[tuple[str, Any]] = ()) -> Columns:
-    """The columns of a step's shards: `extra` ones, then the model's, then the `extra` ones that start with `_`.
+    """The columns of a step's shards: the `extra` columns, then the model's, then the `extra` columns that start with `_`.
 
-    None means no other columns, `Any` an unknown model.
+    If the model is None, there are only `extra` columns; `Any` stands for an unknown model.
     """
     shape = _row_shape(model) if model is not None else Shape(JsonKind.STRUCT)
     return _with_extra(_columns("", shape), extra, shape.open)
@@ -61,19 +61,19 @@ def _row_shape(model: Any) -> Shape:
 
 
 def flattened_columns(groups: Mapping[str, Any], extra: Sequence[tuple[str, Any]] = ()) -> Columns:
-    """The columns of `flattened/`: `<name>.<field>` for a model, one column `<name>` for anything else: a list join, a dict."""
+    """The columns of `flattened/`: `<name>.<field>` for a model, one column `<name>` for anything else (list joins, dicts)."""
     shapes = {name: group_shape(annotation) for name, annotation in groups.items()}
     columns = [column for name, shape in shapes.items() for column in _columns(name_of_group(name), shape)]
     return _with_extra(columns, extra, any(shape.open for shape in shapes.values()))
 
 
 def name_of_group(column: str) -> str:
-    """The name in front of a group's columns; the values of a route that ends the chain stand beside its `<route>._way`."""
+    """The prefix of a group's columns. A route at the end of the chain has `<route>._way` beside the columns of its values."""
     return column.removesuffix(":")
 
 
 def group_shape(annotation: Any) -> Shape:
-    """The shape of a group of columns. The models of a route's ways share one group, with the fields of all of them."""
+    """The shape of a group of columns. The models of a route's ways share a group that has all their fields."""
     shapes = [shape_of(part) for part in members(annotation) if part is not NONE]
     if len(shapes) < 2:
         return shapes[0] if shapes else shape_of(annotation)
@@ -89,7 +89,7 @@ def require_one_type(groups: Mapping[str, Any], format: str) -> None:
     """Checks that the ways of every route agree on the types of their fields, unless rows are JSON.
 
     Raises:
-        DeclarationError: a field has two types, for which no column of the format can be made.
+        DeclarationError: a field has two types, which one column cannot hold.
     """
     for group, annotation in groups.items() if format != "jsonl" else ():
         types: dict[str, tuple[Shape, str]] = {}
@@ -100,7 +100,7 @@ def require_one_type(groups: Mapping[str, Any], format: str) -> None:
                     column, other = f"{name_of_group(group)}.{name}", type_name(part)
                     raise DeclarationError(
                         f"the column {column} would have two types: {known.kind} from {model}, {shape.kind} from {other}; "
-                        "give the fields one type or other names, or write --format jsonl"
+                        "give the fields the same type or different names, or use --format jsonl"
                     )
 
 

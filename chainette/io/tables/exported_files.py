@@ -1,4 +1,4 @@
-"""Exports: the rows of a run as files for other tools, in any format, sorted if wanted, in bounded memory."""
+"""Exports the rows of a run to files for other tools: in any format, sorted on request, in bounded memory."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ _SORTED_AT_ONCE = 100_000
 _encode = msgspec.json.Encoder().encode
 
 
-#: `hf`: Parquet below `data/`, with a dataset card.
+#: `hf` stands for Parquet files in `data/`, with a dataset card.
 ExportFormat = Literal["parquet", "csv", "jsonl", "hf"]
 
 
 def export_rows(
     rows: Iterable[Row], schema: pa.Schema, folder: Path, format: Format, *, ordered: bool, rows_per_file: int
 ) -> list[Path]:
-    """Writes rows as `train-00000-of-00012.parquet` and so on; a run without rows becomes one file without rows.
+    """Writes rows to `train-00000-of-00012.parquet` and so on; without rows, it writes one empty file. Returns the paths.
 
-    `ordered` sorts by row id, then round. Memory holds 100,000 rows; beside the files, the disk holds the rows as JSON once.
+    `ordered` sorts by row id, then by round. Memory holds at most 100,000 rows; in addition to the files, the disk
+    temporarily holds all rows as JSON.
 
     Raises:
-        DiskError: the disk refused.
+        DiskError: the disk is full, or a read or write failed.
     """
     seals: dict[Format, Callable[[Path, Path], object]] = {
         "parquet": lambda journal, target: seal_parquet(journal, target, schema),
@@ -61,7 +62,7 @@ def export_rows(
 
 
 def _journals(lines: Iterator[bytes], aside: Path, most: int) -> Iterator[Path]:
-    """Files of at most so many lines; at least one."""
+    """Files of at most `most` lines; at least one file."""
     for number in count():
         head = list(islice(lines, 1))
         if number and not head:

@@ -41,7 +41,7 @@ def _described(shape: Shape) -> dict[str, Any]:
 
 
 def columns_of(features: Sequence[dict[str, Any]]) -> Columns:
-    """The columns that `dataset_features` described."""
+    """The columns described by `dataset_features`."""
     return tuple((feature["name"], _shape(feature)) for feature in features)
 
 
@@ -57,12 +57,12 @@ def _shape(described: Any) -> Shape:
 
 
 def is_open(columns: Columns) -> bool:
-    """Whether rows may have fields without a column."""
+    """Whether rows may have fields that have no column."""
     return any(name == EXTRA_COLUMN for name, _ in columns)
 
 
 def is_loose(columns: Columns) -> bool:
-    """Whether some value has no fixed shape: JSON may hold anything there, but an Arrow column holds text."""
+    """Whether some value has no fixed shape: in JSON it may be anything, in an Arrow column it is text."""
     return any(_holds_json(shape) for _, shape in columns)
 
 

@@ -1,4 +1,4 @@
-"""Exports on the Hugging Face Hub: a folder with a dataset card becomes a data set, in one commit."""
+"""Exports to the Hugging Face Hub: a folder with a dataset card becomes a data set in one commit."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from chainette.utils.hub_errors import hub_errors
 
 __all__ = ["upload"]
 
-#: Files a new data set may have.
+#: Files that a new data set may have.
 _EMPTY = {".gitattributes"}
 _CARD = "README.md"
 
 
 def upload(folder: Path, repo: str, run_id: str, *, private: bool) -> str:
-    """Makes the files of a folder those of a data set, which is made if it is not there; returns its address.
+    """Uploads a folder as the content of a data set, which is created if it does not exist; returns its URL.
 
-    Large files go first, and one commit at the end makes all visible at once. Files the hub has already, say from an
-    upload that broke off, are not sent again. Earlier rows of the same run are replaced.
+    Large files are sent first, and one commit at the end makes all files visible at once. Files that the hub already has,
+    for example from an interrupted upload, are not sent again. Earlier rows of the same run are replaced.
 
     Raises:
         RunError: the data set holds anything but rows of this run, or the hub refused.
@@ -35,7 +35,7 @@ def upload(folder: Path, repo: str, run_id: str, *, private: bool) -> str:
         if there:
             card = Path(hf_hub_download(repo, _CARD, repo_type="dataset")).read_text(encoding="utf-8") if _CARD in there else ""
             if run_id not in card:
-                raise RunError(f"hf:{repo} holds other data than rows of run {run_id}; name a new data set")
+                raise RunError(f"hf:{repo} holds data that is not from run {run_id}; name a new data set")
         api.upload_folder(
             repo_id=repo,
             folder_path=folder,
@@ -48,7 +48,7 @@ def upload(folder: Path, repo: str, run_id: str, *, private: bool) -> str:
 
 @contextmanager
 def _bars_on_terminals() -> Iterator[None]:
-    """The hub's library draws its bars into logs and pipes too."""
+    """Turns off the progress bars of the hub's library, unless stderr is a terminal: it draws them into logs and pipes too."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if are_progress_bars_disabled() or sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""Rows as lines of a shard, and back."""
+"""Converts rows to lines of a shard, and back."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def output_line(node: PlanNode, output: Output, key: bytes | None, added: Added)
 
 
 def _candidate_fields(node: PlanNode, value: bytes, fields: bytes) -> bytes:
-    """The fields of a candidate; null if it is invalid, with the reason."""
+    """The fields of a candidate; if it is invalid, null for each, and the reason."""
     if not is_invalid(value):
         return fields + b',"_reason":null,"_message":null'
     nulls = b"".join(b",%b:null" % _encode(name) for name, _ in group_shape(node.output_model).fields)
@@ -55,12 +55,12 @@ def _candidate_fields(node: PlanNode, value: bytes, fields: bytes) -> bytes:
 
 
 def round_text(around: Round) -> bytes:
-    """The JSON of `_round`: a number, or text like `2~3` in a loop within a loop."""
+    """The JSON of `_round`: a number, or text such as `2~3` in a loop within a loop."""
     return around.path.encode() if around.path.isdigit() else b'"%b"' % around.path.encode()
 
 
 def parse_output(line: bytes) -> Output:
-    """The output row that `output_line` wrote, without its cost."""
+    """The output row in a line of `output_line`, without its cost."""
     fields = _fields.decode(line)
     row_id: str = msgspec.json.decode(fields.pop("row_id"))
     fields.pop("_key", None)
@@ -86,15 +86,15 @@ def _usage(spent: Spent) -> dict[str, float]:
 
 
 def parse_earlier(rejection: Mapping[str, Any], engine: int) -> Earlier:
-    """The asks of a rejection that `rejection_line` wrote, with their cost if the run records it; `engine` is the number of
-    the one that gave the last answer."""
+    """The earlier attempts of a rejected row, with their cost if the run records it. `rejection` is a row of `rejected/`;
+    `engine` is the number of the engine that gave the last answer."""
     spent = Spent(*(rejection.get(name, zero) for name, zero in _usage(Spent()).items()))
     return Earlier(rejection["attempts"], spent, engine)
 
 
 def rejection_line(rejection: Rejection, added: Added, around: int | str | None = None, *, escalates: bool = False) -> bytes:
-    """One line of `rejected/`. `around`: the round in which a node of a loop rejected the row; `escalates`: a step of the
-    chain may ask several engines."""
+    """One line of `rejected/`. `around` is the round in which a node of a loop rejected the row; `escalates` says that a
+    step of the chain may ask several engines."""
     plain: dict[str, Any] = {
         "row_id": rejection.row_id,
         "step_id": declared_of(rejection.step_id),
@@ -116,7 +116,7 @@ def rejection_line(rejection: Rejection, added: Added, around: int | str | None 
 
 
 def flattened_line(plan: Plan, row: Row, added: Added) -> bytes:
-    """One finished row across all nodes: `{"row_id": "17", "chain_input.text": ..., "extract.name": ...}`."""
+    """One finished row with the values of all nodes: `{"row_id": "17", "chain_input.text": ..., "extract.name": ...}`."""
     flat: _Fields = {"row_id": msgspec.Raw(_encode(row.row_id))}
     for group in _groups(plan):
         value = row.values.get(group.column, b"null")
@@ -134,12 +134,12 @@ def flattened_line(plan: Plan, row: Row, added: Added) -> bytes:
 
 @dataclass(frozen=True)
 class _Group:
-    """A name that rows of `flattened/` have a value for, and its columns."""
+    """A name with a value in the rows of `flattened/`, and its columns."""
 
-    #: The name of the value in the row, and the name in front of its columns.
+    #: The name of the value in the row, and the prefix of its columns.
     column: str
     name: str
-    #: A model's fields, each of which is a column; None for anything else.
+    #: The fields of a model, each of which is a column; None for anything else.
     fields: tuple[str, ...] | None
     #: Whether it holds the models of several ways, each with its own fields.
     united: bool

@@ -1,7 +1,7 @@
-"""A Parquet file without rows, written by hand: importing pyarrow for it would cost 50 MiB and 0.2 s at the end of every run.
+"""Writes a Parquet file without rows, without pyarrow, whose import would cost 50 MiB and 0.2 s at the end of every run.
 
-Such a file is a footer: the columns as Parquet has them (Thrift's compact protocol), and again as Arrow has them, in the
-key `ARROW:schema`, where pyarrow looks for the metadata of fields (an IPC message in FlatBuffers, base64).
+Such a file is only a footer. It describes the columns twice: for Parquet (in Thrift's compact protocol), and for Arrow,
+under the key `ARROW:schema`, in which pyarrow looks for the metadata of fields (an IPC message in FlatBuffers, base64).
 https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
 https://github.com/apache/arrow/blob/main/format/Schema.fbs
 """
@@ -20,13 +20,13 @@ __all__ = ["schema_file"]
 
 
 def schema_file(columns: Columns, format: str) -> bytes:
-    """The file from which every tool can take the types of a JSON Lines or CSV folder."""
+    """The bytes of a file from which every tool can read the column types of a JSON Lines or CSV folder."""
     footer = _footer(_flat(columns) if format == "csv" else columns)[1]
     return b"PAR1%b%bPAR1" % (footer, struct.pack("<i", len(footer)))
 
 
 def _flat(columns: Columns) -> Columns:
-    """The columns of CSV, in which lists and objects are text."""
+    """The columns of a CSV file, in which lists and objects are text."""
     return tuple(
         (name, Shape(JsonKind.STRING) if shape.kind in (JsonKind.LIST, JsonKind.STRUCT) else shape) for name, shape in columns
     )
@@ -34,11 +34,11 @@ def _flat(columns: Columns) -> Columns:
 
 # -- Parquet
 
-#: Kind of value -> type, and converted and logical type of text.
+#: Kind of value -> its physical type, and the converted and logical type of text.
 _TYPES = {JsonKind.BOOLEAN: 0, JsonKind.INTEGER: 2, JsonKind.NUMBER: 5, JsonKind.STRING: 6, JsonKind.JSON: 6}
 _OPTIONAL, _REPEATED, _UTF8, _LIST = 1, 2, 0, 3
 
-#: A value in Thrift: its type, and its bytes.
+#: A value in Thrift: its type and its bytes.
 _Value = tuple[int, bytes]
 
 
@@ -51,7 +51,7 @@ def _footer(columns: Columns) -> _Value:
 
 
 def _elements(name: str, shape: Shape) -> list[_Value]:
-    """The column, then those inside it."""
+    """The element of a column, followed by those of the columns inside it."""
     match shape.kind:
         case JsonKind.STRUCT:
             inner = [element for field, kind in shape.fields for element in _elements(field, kind)]
@@ -71,7 +71,7 @@ def _group(name: str, children: int, more: Mapping[int, _Value] | None = None, r
 
 
 def _structure(fields: Mapping[int, _Value]) -> _Value:
-    """Fields by number, in ascending order."""
+    """A structure of fields by number, in ascending order."""
     parts, before = bytearray(), 0
     for number, (kind, data) in fields.items():
         parts += bytes([(number - before) << 4 | kind]) + data
@@ -86,7 +86,7 @@ def _list(values: Sequence[_Value]) -> _Value:
 
 
 def _int32(number: int) -> _Value:
-    return 5, _varint(2 * number)  # zigzag, of a number that is not negative
+    return 5, _varint(2 * number)  # zigzag encoding of a number that is not negative
 
 
 def _text(text: str) -> _Value:
@@ -104,7 +104,7 @@ def _varint(number: int) -> bytes:
 
 # -- Arrow
 
-#: Kind of value -> tag and table of its type: 64 bits and a sign; double; text.
+#: Kind of value -> tag and table of its type: signed 64 bits, double, text, and so on.
 _ARROW: Mapping[JsonKind, tuple[int, dict[int, Any]]] = {
     JsonKind.INTEGER: (2, {0: ("<i", 64), 1: ("<B", 1)}),
     JsonKind.NUMBER: (3, {0: ("<h", 2)}),
@@ -117,7 +117,7 @@ _ARROW: Mapping[JsonKind, tuple[int, dict[int, Any]]] = {
 
 
 def _arrow_schema(columns: Columns) -> bytes:
-    """The schema as an IPC message: format version 5, header of the type Schema."""
+    """The schema as an IPC message: format version 5, with a header of type Schema."""
     schema = {1: [_field(name, shape) for name, shape in columns]}
     data = bytearray(4)
     _refer(data, 0, {0: ("<h", 4), 1: ("<B", 1), 2: schema})
@@ -126,7 +126,7 @@ def _arrow_schema(columns: Columns) -> bytes:
 
 
 def _field(name: str, shape: Shape) -> dict[int, Any]:
-    """A column as a table: name, nullable, tag and table of its type, children, metadata."""
+    """A column as a table: name, nullable, tag and table of its type, children and metadata."""
     tag, kind = _ARROW[shape.kind]
     inner = (("element", shape.item or Shape(JsonKind.JSON)),) if shape.kind is JsonKind.LIST else shape.fields
     found = {0: name, 1: ("<B", 1), 2: ("<B", tag), 3: kind, 5: [_field(*field) for field in inner]}
@@ -135,7 +135,7 @@ def _field(name: str, shape: Shape) -> dict[int, Any]:
 
 
 def _refer(data: bytearray, at: int, value: Any) -> None:
-    """Appends the target of a place: text, a list of tables, or a table of references and (format, number) by number."""
+    """Appends a value, and writes its offset at `at`: a text, a list of tables, or the fields of a table by number."""
     data += bytes(-len(data) % 4)
     match value:
         case str(text):
@@ -152,7 +152,7 @@ def _refer(data: bytearray, at: int, value: Any) -> None:
 
 
 def _append_table(data: bytearray, fields: Mapping[int, Any]) -> int:
-    """The table's place. Its index of places comes first; large fields come first in it, so that all are aligned."""
+    """Appends a table and returns its offset. Its index of fields comes first, then large fields, so that all are aligned."""
     sizes = {number: struct.calcsize(value[0]) if isinstance(value, tuple) else 4 for number, value in fields.items()}
     offsets, size = {}, 4
     for number in sorted(fields, key=lambda number: -sizes[number]):

@@ -1,4 +1,4 @@
-"""The Arrow schema of every folder of a run, made when a shard is sealed."""
+"""The Arrow schema of every folder of a run, created when a shard is sealed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TELLS_ENGINE", "Added", "ShardSchemas", "shard_schema"]
 
-#: The key column has one type, text: other values become their JSON.
+#: The key column is text: values of other types are converted to JSON.
 _KEY, _TEXT = "_key", Shape(JsonKind.STRING)
 
 _USAGE = (("_prompt_tokens", int), ("_completion_tokens", int), ("_queued", float), ("_seconds", float))
@@ -25,10 +25,10 @@ _USAGE = (("_prompt_tokens", int), ("_completion_tokens", int), ("_queued", floa
 #: The engine that gave the last answer for a row.
 _ENGINE = ("_engine", str)
 
-#: The row of an earlier run a row was taken from.
+#: The row of an earlier run from which a row was taken.
 _REUSED = ("_reused_from", str)
 
-#: The setting in the log of a directory whose steps all have `_engine`; no flag gives it.
+#: The setting, in the log, of a directory in which all steps have `_engine`; no flag sets it.
 TELLS_ENGINE = "tells_engine"
 
 _REJECTED = (
@@ -44,22 +44,22 @@ _REJECTED = (
 
 @dataclass(frozen=True)
 class Added:
-    """The columns a run adds to shards."""
+    """The columns that a run adds to its shards."""
 
-    #: `_key`: the column of the input that was named.
+    #: `_key`, the input column that the user chose.
     key: bool = False
-    #: The cost of the answers for a row, in steps and rejected rows: tokens, seconds until the engine began, seconds in all.
+    #: The cost of the answers for a row, in steps and rejected rows: tokens, seconds until the engine began, total seconds.
     usage: bool = False
-    #: Whether text in CSV is kept from being a formula.
+    #: Whether formulas in the text of CSV files are escaped.
     csv_safe: bool = False
-    #: `_reused_from`: the row of an earlier run, of rows that were taken from one.
+    #: `_reused_from`, the row of an earlier run from which a row was taken.
     reuse: bool = False
-    #: `_engine` in all steps, since a retry asked another engine than that of the chain.
+    #: `_engine` in all steps, because a retry asked an engine that is not the one in the chain.
     engine: bool = False
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Added:
-        """From the settings the log fixes."""
+        """The columns that follow from the settings in the log."""
         return cls(*(bool(settings.get(name)) for name in ("key", "usage", "csv_safe", "reuse", TELLS_ENGINE)))
 
 
@@ -70,7 +70,7 @@ def shard_schema(columns: Columns, added: Added) -> pa.Schema:
 
 
 class ShardSchemas(Mapping[str, Any]):
-    """Folder -> `pyarrow.Schema`. Hidden folders have none: they are never sealed."""
+    """Folder -> `pyarrow.Schema`. Hidden folders have no schema, because they are never sealed."""
 
     def __init__(self, plan: Plan, added: Added) -> None:
         self._plan = plan
@@ -114,5 +114,5 @@ class ShardSchemas(Mapping[str, Any]):
 
 
 def _round_type(node: PlanNode) -> Any:
-    """A number; text like `2~3` in a loop within a loop."""
+    """The type of `_round`: a number, or text such as `2~3` in a loop within a loop."""
     return str if node.round is not None and "~" in node.round.path else int

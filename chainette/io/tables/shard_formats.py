@@ -1,10 +1,10 @@
-"""Sealing a shard: from the JSONL journal to Parquet or CSV, and back to the same rows.
+"""Seals shards, from the JSONL journal to Parquet or CSV, and reads the same rows back.
 
-Columns are those of `columns.py`. In CSV an empty cell is null and `""` is the empty string; lists,
-structs and JSON are JSON in their cell; text is not altered, even if a spreadsheet would treat it
-as a formula, unless the run asks for that (`formulas.py`).
+The columns are those of `columns.py`. In CSV, an empty cell is null and `""` is the empty string; lists,
+structs and JSON are JSON text in their cell; other text is not altered, even if a spreadsheet would treat
+it as a formula, unless the run asks for that (`formulas.py`).
 
-A sealed row reads back equal as JSON; a column a row lacks reads back as null.
+A sealed row is equal, as JSON, when it is read back; a column that the row lacks is read as null.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def seal_csv(journal: Path, target: Path, schema: pa.Schema) -> tuple[int, int]:
 
 
 def sealing_fault(values: Iterable[bytes], schema: pa.Schema, *, parquet: bool) -> str:
-    """Why rows with these values, as they came from elsewhere, could not be sealed as Parquet or CSV; "" if they could."""
+    """The reason why rows with these values from outside cannot be sealed as Parquet or CSV; "" if they can."""
     try:
         rows = [msgspec.json.decode(value, type=Row) for value in values]
         if parquet:
@@ -111,7 +111,7 @@ def table_of(rows: Iterable[Row], schema: pa.Schema) -> pa.Table:
 
 
 def _is_safe(field: pa.Field, schema: pa.Schema) -> bool:
-    """Whether a CSV column holds text that is kept from being a formula."""
+    """Whether formulas in the text of a CSV column are escaped."""
     import pyarrow as pa
 
     return CSV_SAFE.encode() in (schema.metadata or {}) and field.type == pa.string() and not is_json(field)
@@ -187,7 +187,7 @@ def _blame(values: Sequence[Any], field: pa.Field, journal: Path, first: int) ->
             pa.array([value], field.type)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             shown = msgspec.json.encode(value).decode()[:200]
-            found = f"column {field.name!r} is {field.type} and the row has {shown}"
+            found = f"column {field.name!r} is {field.type}, but the row has {shown}"
             raise DamagedRun(f"{journal}:{number}: {found}: {error}") from error
     raise DamagedRun(f"{journal}: column {field.name!r} does not fit {field.type}")
 
@@ -210,7 +210,7 @@ def _collect_extra(row: Row, names: frozenset[str], journal: Path, number: int) 
     unknown = {name: value for name, value in row.items() if name not in names}
     if EXTRA_COLUMN not in names:
         found = f"the schema has no column {next(iter(unknown))!r}"
-        raise DamagedRun(f"{journal}:{number}: {found}; the chain is not the one that wrote this row")
+        raise DamagedRun(f"{journal}:{number}: {found}; another chain wrote this row")
     return {name: value for name, value in row.items() if name in names} | {EXTRA_COLUMN: unknown}
 
 
@@ -230,12 +230,13 @@ def _from_text(value: Any) -> Any:
 
 
 def read_rows(path: Path, start: int = 0, count: int | None = None, schema: pa.Schema | None = None) -> Iterator[Row]:
-    """Rows `start` .. `start + count - 1` of a shard or journal, shaped as in the journal.
+    """Rows `start` to `start + count - 1` of a shard or journal, in the form of the journal.
 
-    A CSV file needs the schema it was sealed with; other formats contain theirs.
+    A CSV file needs the schema with which it was sealed; files of other formats contain theirs.
 
     Raises:
-        DamagedRun: the file does not have the format of its name.
+        DamagedRun: the file is damaged, or not in the format that its name says.
+        ValueError: no schema was given for a CSV file.
     """
     stop = None if count is None else start + count
     if path.suffix == ".parquet":
@@ -269,12 +270,17 @@ def _parquet_rows(path: Path, start: int, stop: int | None) -> Iterator[Row]:
             rows = (row for batch in batches for row in batch.to_pylist())
             length = None if stop is None else max(0, stop - start) + skip
             yield from map(decode, islice(rows, skip, length))
-    except (pa.ArrowException, OSError, ValueError, msgspec.DecodeError) as error:  # damaged text fails late: ValueError
-        raise DamagedRun(f"{path}: not a whole Parquet file: {error}") from error
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        msgspec.DecodeError,
+    ) as error:  # damaged text is noticed late, as a ValueError
+        raise DamagedRun(f"{path}: not a complete Parquet file: {error}") from error
 
 
 def _groups_from(metadata: Any, start: int) -> tuple[list[int], int]:
-    """The row groups that hold rows from `start` on, and how many rows of the first to skip."""
+    """The row groups that hold rows from `start` on, and the number of rows to skip in the first group."""
     sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
     for index, size in enumerate(sizes):
         if start < size:

@@ -1,8 +1,8 @@
-"""Exports at a URL. Its files come to their names when all have been sent.
+"""Exports to a URL. Its files get their names only once all of them have been sent.
 
-An object store cannot rename a folder. So files are sent to `_unfinished/`, each under the digest of its content; once the last
-one is there, `all_sent.json` lists them, the store copies them to their names, and `_unfinished/` goes. Readers of folders skip
-names that begin with `_`. A kill leaves `_unfinished/`, and the same call goes on with its files.
+An object store cannot rename a folder. So each file is sent to `_unfinished/`, under the digest of its content. After the
+last one, `all_sent.json` lists them, the store copies them to their names, and `_unfinished/` is deleted. Readers of folders
+skip names that begin with `_`. If the process is killed, `_unfinished/` stays, and the same call continues with its files.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _ASIDE, _ALL_SENT = "_unfinished", "all_sent.json"
 
 
 def send(folder: Path, url: str) -> list[str]:
-    """Makes the files of a folder those of a new or empty folder at a URL; returns their addresses.
+    """Copies the files of a folder to a new or empty folder at a URL; returns their URLs.
 
     Raises:
-        RunError: the folder there holds other files, or its store refused.
+        RunError: the folder at the URL holds other files, or its store refused.
     """
     files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
     digests = {name: _digest(file) for name, file in files.items()}
@@ -47,7 +47,7 @@ def _digest(file: Path) -> str:
 
 @dataclass(frozen=True)
 class _Target:
-    """A folder at a URL, and the files that belong into it."""
+    """A folder at a URL, and the files to be sent to it."""
 
     url: str
     system: Any
@@ -56,20 +56,20 @@ class _Target:
     digests: Mapping[str, str]
 
     def require_free(self) -> None:
-        """Raises RunError if the folder holds anything but a part of the same export."""
+        """Raises RunError if the folder holds anything but files of the same export."""
         found = self._names(self.path)
         sent = self._all_sent() if _ASIDE in found else None
         if sent not in (None, self.digests):
             raise RunError(
-                f"{shown_url(self.url)} holds another export that broke off: repeat that one, or delete its {_ASIDE}/ and "
-                "every file beside it"
+                f"{shown_url(self.url)} holds another export that was interrupted: repeat that export, or delete its {_ASIDE}/ "
+                "and every file beside it"
             )
         own = {name.partition("/")[0] for name in self.digests} if sent is not None else set()
         if found - own - {_ASIDE}:
             raise RunError(f"{shown_url(self.url)} exists and is not empty; name a new folder")
 
     def send(self, name: str, file: Path) -> None:
-        """Sends a file, unless it is there already."""
+        """Sends a file, unless the store already has it."""
         aside = self._aside(self.digests[name])
         if self.sizes[name] not in (self._size(aside), self._size(f"{self.path}/{name}")):
             self._make_folder(aside)
@@ -83,7 +83,7 @@ class _Target:
             if self._size(place) != self.sizes[name]:
                 self._make_folder(place)
                 self.system.cp_file(self._aside(digest), place)
-        for left in sorted(self._names(f"{self.path}/{_ASIDE}"), key=_ALL_SENT.__eq__):  # the list is the last to go
+        for left in sorted(self._names(f"{self.path}/{_ASIDE}"), key=_ALL_SENT.__eq__):  # the list is deleted last
             self.system.rm_file(self._aside(left))
         if not self._has_buckets:
             self.system.rmdir(f"{self.path}/{_ASIDE}")
@@ -96,7 +96,7 @@ class _Target:
         return f"{self.path}/{_ASIDE}/{name}"
 
     def _all_sent(self) -> dict[str, str] | None:
-        """The files of an export that sent all of them, by name; None if there is no such list."""
+        """Name -> digest of an export that has sent all its files; None if there is no such list."""
         try:
             found: dict[str, str] = json.loads(self.system.cat_file(self._aside(_ALL_SENT)))
         except FileNotFoundError:
@@ -119,6 +119,6 @@ class _Target:
             return None
 
     def _make_folder(self, path: str) -> None:
-        """Makes the folder of a file. In object stores there is none, and a bucket is not made by mistake."""
+        """Creates the folder of a file, except in object stores: they need none, and must not create a bucket by mistake."""
         if not self._has_buckets:
             self.system.makedirs(path.rpartition("/")[0], exist_ok=True)

@@ -45,14 +45,14 @@ def test_every_node_and_join_is_drawn_once(drawing: Drawing, state: RunState) ->
     assert sorted(words.text for words in drawing.words) == sorted(branches)
 
 
-def test_no_box_lies_on_another_or_outside(drawing: Drawing) -> None:
+def test_no_box_overlaps_another_or_lies_outside(drawing: Drawing) -> None:
     assert not [(one.title, other.title) for one, other in combinations(drawing.boxes, 2) if overlap(one, other)]
     for box in drawing.boxes:
         assert box.x >= 0 and box.x + box.width <= drawing.width
         assert box.y >= 0 and box.y + box.height <= drawing.height
 
 
-def test_boxes_say_what_left_the_flow(drawing: Drawing, state: RunState) -> None:
+def test_boxes_show_the_rows_that_left_the_flow(drawing: Drawing, state: RunState) -> None:
     boxes = {box.title: dict(box.exits) for box in drawing.boxes if box.kind in ("step", "apply", "input")}
     for name, exits in boxes.items():
         counts = state.node(name).plain()
@@ -63,7 +63,7 @@ def test_boxes_say_what_left_the_flow(drawing: Drawing, state: RunState) -> None
     assert {"rejected", "dropped", "expanded", "invalid"} <= every
 
 
-def test_arrows_carry_what_the_next_node_took(drawing: Drawing, state: RunState) -> None:
+def test_arrows_carry_the_rows_that_the_next_node_took(drawing: Drawing, state: RunState) -> None:
     carried = sorted(arrow.rows for arrow in drawing.arrows if arrow.spot)
     for node in state.graph.nodes:
         assert state.node(node.id).taken in carried

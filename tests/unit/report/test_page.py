@@ -1,4 +1,4 @@
-"""The page as text: its content, and that nothing out of a row is more than text."""
+"""The report as text: its content, and that content of rows stays text."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def page(found: Figures, prices: dict[str, Price] | None = None, raw: str = "raw
     return render_page(found, examples, prices or {}, directory="out", working=False, written_at="2026-01-01T00:00:00.000000Z")
 
 
-def test_it_is_whole_without_a_network_or_a_script(found: Figures) -> None:
+def test_the_page_is_complete_without_network_or_scripts(found: Figures) -> None:
     text = page(found)
     assert "<script" not in text
     assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!data:|#|["']?url)[\w/]""", text)
     assert "default-src 'none'" in text
 
 
-def test_what_comes_out_of_rows_is_text(found: Figures) -> None:
+def test_content_of_rows_is_shown_as_text_only(found: Figures) -> None:
     text = page(found, raw=HOSTILE, message=HOSTILE)
     assert HOSTILE not in text
     assert "<img" not in text
     assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 2
 
 
-def test_cost_is_tokens_times_price_and_only_where_there_is_a_price(found: Figures) -> None:
+def test_cost_is_tokens_times_price_and_only_if_there_is_a_price(found: Figures) -> None:
     usage = found.state.node("hidden").usage
     expected = (usage.prompt_tokens * 2000 + usage.completion_tokens * 10_000) / 1e6
     text = page(found, {"second": Price(prompt=2000, answer=10_000)})
@@ -72,11 +72,11 @@ def test_the_cost_of_a_step_is_that_of_all_its_engines(found: Figures) -> None:
     assert cost == f"{(first * 1000 + second * 3000) / 1e6:,.2f}"
 
 
-def test_a_long_answer_is_cut_and_says_so(found: Figures) -> None:
+def test_a_long_answer_is_cut_with_a_note(found: Figures) -> None:
     assert "(100,000 characters)" in page(found, raw="x" * 100_000)
 
 
-def test_without_the_charts_package_it_says_what_to_install(found: Figures) -> None:
+def test_without_the_charts_package_the_error_names_it(found: Figures) -> None:
     with (
         mock.patch.dict(sys.modules, {"vl_convert": None}),
         pytest.raises(RunError, match=r"pip install 'chainette\[report\]'"),

@@ -67,7 +67,7 @@ def test_a_step_says_what_to_write_for_a_wrong_parameter(keys: dict[str, Any], a
     assert said.startswith("Step: ") and advice in said
 
 
-def test_what_is_missing_is_named() -> None:
+def test_missing_arguments_are_named() -> None:
     assert refused(Step, id="ask") == "Step: 'output_model' and 'engine_name' must be given"
     assert refused(Chain, name="c") == "Chain: 'steps' must be given"
     assert refused(Branch, "b") == "Branch: 'steps' must be given"
@@ -82,7 +82,7 @@ def test_the_inputs_of_a_run_are_asked_for_by_name() -> None:
     assert refused(register_engine, "llm", temperature=0.2) == "register_engine: 'model' must be given"
 
 
-def test_positions_that_do_not_exist_are_answered_with_the_keywords() -> None:
+def test_too_many_positional_arguments_are_answered_with_the_keywords() -> None:
     positional = "it takes no positional arguments; write"
     assert refused(Step, "ask") == f"Step: {positional} Step(id=..., output_model=..., engine_name=...)"
     assert refused(Chain, [NODE]) == f"Chain: {positional} Chain(name=..., steps=...)"
@@ -175,7 +175,7 @@ def test_an_engine_says_what_to_write_for_an_unknown_key(keys: dict[str, Any], a
         ("quantum", "known: llama_cpp, ollama, openai, simulated, vllm"),
     ],
 )
-def test_a_backend_that_is_known_elsewhere_is_pointed_to_ours(backend: str, advice: str) -> None:
+def test_the_name_of_a_backend_in_another_library_suggests_ours(backend: str, advice: str) -> None:
     with using_registry(EngineRegistry()), pytest.raises(EngineConfigError) as caught:
         register_engine("llm", "m", backend)
     assert advice in str(caught.value)
@@ -189,7 +189,7 @@ def test_an_endpoint_is_not_ignored_by_a_backend_that_has_none(model: str, backe
     assert said in str(caught.value)
 
 
-def test_an_engine_that_is_named_by_its_model_or_misspelt_is_found() -> None:
+def test_an_engine_named_by_its_model_or_misspelt_is_suggested() -> None:
     registry = EngineRegistry()
     with using_registry(registry):
         register_engine("judge", "gpt-4.1", "openai")

@@ -1,4 +1,4 @@
-"""One back-off for everything that tries again; no number of failures breaks it."""
+"""One back-off for everything that retries; it works for any number of failures."""
 
 from __future__ import annotations
 

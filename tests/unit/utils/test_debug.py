@@ -1,4 +1,4 @@
-"""The debugger tells events, prompts, answers and times to whom it was given."""
+"""The debugger passes events, prompts, answers and times to its callable."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def debugger(told: list[str]) -> ChainDebugger:
     return ChainDebugger(told.append, clock)
 
 
-def test_events_are_one_line_with_what_they_say() -> None:
+def test_an_event_is_one_line_with_its_fields() -> None:
     told: list[str] = []
     hook = debugger(told)
     hook.on_event(RunStarted(expected=3, seq=1, at="now"))
@@ -31,7 +31,7 @@ def test_events_are_one_line_with_what_they_say() -> None:
     assert "a/0" not in told[1] and "\n" not in told[1]
 
 
-def test_an_exchange_is_told_whole() -> None:
+def test_an_exchange_is_shown_whole() -> None:
     told: list[str] = []
     request = Request((Message("system", "be\nbrief"),), SamplingParams(), 9, {}, "x", label="a/7/1")
     completion = Completion("{}", reasoning="hm", usage=Usage(1, 10, 2, 0.25))

@@ -1,4 +1,4 @@
-"""Which event loop Chainette starts."""
+"""The event loop that Chainette starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often the collector runs in Chainette's own processes."""
+"""The garbage collector runs rarely in Chainette's own processes."""
 
 from __future__ import annotations
 

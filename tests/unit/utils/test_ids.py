@@ -1,4 +1,4 @@
-"""Folder names out of ids."""
+"""Folder names from ids."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_folder_keeps_the_letters_of_every_script(name: str, folder: str) -> N
     assert snake_case(name) == folder
 
 
-def test_a_folder_is_composed_whatever_way_its_id_is_written() -> None:
+def test_a_folder_name_is_normalized_however_its_id_is_written() -> None:
     assert snake_case(unicodedata.normalize("NFD", "résumé")) == unicodedata.normalize("NFC", "résumé")
 
 
@@ -51,5 +51,5 @@ def test_a_long_id_gives_a_short_folder_that_stays_distinct() -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), [("straße", "strasse"), ("ﬁeld", "field"), ("Ａ", "a"), ("ς", "σ")])
-def test_folders_that_some_file_system_takes_for_one_have_one_key(one: str, other: str) -> None:
+def test_folders_that_some_file_system_treats_as_one_have_the_same_key(one: str, other: str) -> None:
     assert folder_key(snake_case(one)) == folder_key(snake_case(other))

@@ -36,7 +36,7 @@ def test_the_modes_of_new_files_and_folders_follow_the_variable(
     assert (mode(tmp_path / "a"), mode(tmp_path / "a/b"), mode(tmp_path / "a/b/c")) == (folder, folder, file)
 
 
-def test_a_umask_that_is_no_octal_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_umask_that_is_not_an_octal_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "u=rwx")
     with pytest.raises(DiskError, match="must be an octal number such as 077"):
         permitted(0o666)

@@ -1,4 +1,4 @@
-"""A process that leaves at once loses nothing that it wrote."""
+"""A process that ends at once loses nothing that it has written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ leave(7)
 """
 
 
-def test_a_process_that_leaves_has_written_all_and_waits_for_no_thread(tmp_path: Path) -> None:
+def test_a_process_that_leaves_writes_everything_and_waits_for_no_thread(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (7, "said\n", "")
     assert (tmp_path / "notes.txt").read_text() == "whole"

@@ -1,4 +1,4 @@
-"""The last values by key, in bounded memory."""
+"""The cache of recent values, in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_last_half_is_known_and_never_more_than_all() -> None:
     assert recent.get(key(0)) is None
 
 
-def test_values_have_so_many_bytes_at_most() -> None:
+def test_values_take_at_most_the_allowed_bytes() -> None:
     recent = Recent(most=100, most_bytes=1000)
     for number in range(30):
         recent.put(key(number), b"x" * 100)

@@ -1,4 +1,4 @@
-"""Templates: output, refusals, and the words of errors."""
+"""Templates: output, refusals and error messages."""
 
 from __future__ import annotations
 
@@ -111,13 +111,13 @@ def test_names_are_those_taken_from_the_context() -> None:
         ("{% macro m(a) %}\n{{ a.foo }}{% endmacro %}\n\n{{ m(product) }}", 2, "Product has no field 'foo'"),
     ],
 )
-def test_an_error_names_the_label_the_line_and_what_was_found(source: str, line: int, found: str) -> None:
+def test_an_error_names_the_label_the_line_and_the_cause(source: str, line: int, found: str) -> None:
     message = failure(source)
     assert message.startswith(f"step 'x', user_prompt, line {line}: ")
     assert found in message
 
 
-def test_code_of_a_model_that_raises_is_a_template_error() -> None:
+def test_an_error_in_the_code_of_a_model_is_a_template_error() -> None:
     assert "LookupError: no such shelf" in failure("{{ product.broken }}")
 
 
@@ -166,7 +166,7 @@ def test_a_template_draws_no_random_numbers() -> None:
     assert "'lipsum' is not in scope" in failure("{{ lipsum() }}")
 
 
-def test_a_template_that_is_no_text_is_refused() -> None:
+def test_a_template_that_is_not_text_is_refused() -> None:
     with pytest.raises(TemplateError, match="a template is a string, found None"):
         Template(None)  # type: ignore[arg-type]
 

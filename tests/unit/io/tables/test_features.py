@@ -1,4 +1,4 @@
-"""Columns as plain data, and back."""
+"""Columns as plain data, and back again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text for spreadsheets: no formula begins a cell, and the text comes back."""
+"""Text for spreadsheets: no cell begins with a formula, and the text can be restored."""
 
 from __future__ import annotations
 

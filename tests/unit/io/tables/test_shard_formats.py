@@ -140,7 +140,7 @@ def folder() -> Iterator[Path]:
 @BOTH
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(values=st.lists(EVERYTHING, max_size=4), reasoning=st.none() | TEXT, key=JSON)
-def test_what_is_sealed_reads_back_equal(
+def test_sealed_rows_read_back_equal(
     folder: Path, suffix: str, values: list[Everything], reasoning: str | None, key: Any
 ) -> None:
     schema = arrow_schema(step_columns(Everything, ADDED))
@@ -160,7 +160,7 @@ def test_what_is_sealed_reads_back_equal(
         (".csv", b'{"x":' + 5000 * b"9" + b"}", "out of range"),
     ],
 )
-def test_a_row_that_no_shard_could_hold_is_known_before_it_is_written(suffix: str, value: bytes, said: str) -> None:
+def test_a_row_that_no_shard_can_hold_is_detected_before_it_is_written(suffix: str, value: bytes, said: str) -> None:
     schema = arrow_schema(step_columns(Point, [("row_id", str)]))
     assert sealing_fault([b'{"x":1.5}'], schema, parquet=suffix == ".parquet") == ""
     assert said in sealing_fault([b'{"x":1.5}', value], schema, parquet=suffix == ".parquet")
@@ -257,7 +257,7 @@ def test_flattened_has_a_column_per_field_and_one_for_a_list_join() -> None:
 
 def test_a_value_that_does_not_fit_names_the_line_and_the_column(tmp_path: Path) -> None:
     schema = arrow_schema(step_columns(None, [("row_id", str), ("line", int)]))
-    with pytest.raises(DamagedRun, match=r"journal.jsonl:2: column 'line' is int64 and the row has \"x\""):
+    with pytest.raises(DamagedRun, match=r"journal.jsonl:2: column 'line' is int64, but the row has \"x\""):
         _seal(tmp_path, ".parquet", [{"row_id": "0", "line": 1}, {"row_id": "1", "line": "x"}], schema)
     assert not (tmp_path / "0.parquet").exists()
 
@@ -317,7 +317,7 @@ def test_a_byte_that_was_changed_is_damage_or_other_rows_but_never_an_error_of_a
 
 def test_a_file_that_is_not_parquet_is_damage(tmp_path: Path) -> None:
     (tmp_path / "0.parquet").write_bytes(b"PAR1 torn")
-    with pytest.raises(DamagedRun, match="not a whole Parquet file"):
+    with pytest.raises(DamagedRun, match="not a complete Parquet file"):
         list(read_rows(tmp_path / "0.parquet"))
 
 
