@@ -8,7 +8,6 @@ from functools import reduce
 import msgspec
 
 from chainette.records import Message, Row, Unfinished, Usage
-from chainette.run.reask import corrected
 
 __all__ = ["FRESH", "Ask", "row_seed"]
 
@@ -50,7 +49,7 @@ class Ask(msgspec.Struct, frozen=True):
     @property
     def messages(self) -> tuple[Message, ...]:
         corrections = self.before.corrections
-        return reduce(corrected, corrections, self.question) if corrections else self.question
+        return reduce(_corrected, corrections, self.question) if corrections else self.question
 
     @property
     def corrects(self) -> bool:
@@ -59,3 +58,17 @@ class Ask(msgspec.Struct, frozen=True):
 
     def again(self, corrections: tuple[tuple[str, str], ...], usage: Usage) -> Ask:
         return msgspec.structs.replace(self, before=Unfinished(self.attempt, 0, usage, corrections))
+
+
+def _corrected(messages: tuple[Message, ...], correction: tuple[str, str]) -> tuple[Message, ...]:
+    """The messages with a bad answer and a complaint about it.
+
+    Without the answer, the complaint joins the last user message: many chat templates refuse two in a row.
+    """
+    bad, complaint = correction
+    if bad.strip():
+        return *messages, Message("assistant", bad), Message("user", complaint)
+    *before, last = messages
+    if last.role != "user":
+        return *messages, Message("user", complaint)
+    return *before, Message("user", f"{last.content}\n\n{complaint}")

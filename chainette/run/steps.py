@@ -28,7 +28,7 @@ from chainette.run.ask import FRESH, Ask, row_seed
 from chainette.run.blame import Evidence
 from chainette.run.budget_reservation import BudgetReservation
 from chainette.run.read_answer import BadAnswer, read_answer, read_value, readable
-from chainette.run.reask import correction
+from chainette.run.reask import next_corrections
 from chainette.run.shared_answers import Questions, SharedAnswer
 from chainette.run.unit_result import MAX_ROW_BYTES, RAW_LIMIT, UnitResult, raised, streamed, writable
 from chainette.utils.plurals import counted
@@ -428,7 +428,7 @@ class Asking:
             self.result.keep(ask.row, verdict, usage)
             self.tell_others(ask, verdict)
             return None
-        corrections = self.next_corrections(ask, completion, verdict) if ask.attempt < self.step.max_attempts else None
+        corrections = next_corrections(self.step, ask, completion, verdict, self.engine.context)
         if corrections is None:
             self.result.reject(ask.row, verdict.reason, verdict.message, ask.number, completion.text, usage)
             self.tell_others(ask, verdict, completion.text[:RAW_LIMIT])
@@ -438,17 +438,3 @@ class Asking:
         if self.hook.streams:
             self.hook.on_stream(Unusable(self.node.id, ask.row.row_id, ask.number, verdict.reason, writable(verdict.message)))
         return again
-
-    def next_corrections(self, ask: Ask, completion: Completion, verdict: BadAnswer) -> tuple[tuple[str, str], ...] | None:
-        """The corrections of the next ask; None if asking again cannot give another answer."""
-        so_far = ask.before.corrections
-        match verdict.reason:
-            case Reason.NOT_JSON | Reason.INVALID_OUTPUT:
-                context, answer = self.engine.context, self.step.sampling.max_tokens
-                return *so_far, correction(completion, writable(verdict.message), context, answer)
-            case Reason.TRUNCATED:  # only the seed differs, which does nothing at temperature 0
-                return so_far if self.step.sampling.temperature > 0 else None
-            case Reason.PROMPT_TOO_LONG | Reason.ENGINE_ERROR if ask.corrects:  # the bad answer may be the reason
-                return *so_far[:-1], ("", so_far[-1][1])
-            case _:
-                return None
