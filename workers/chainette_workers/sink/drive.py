@@ -57,6 +57,9 @@ _STILL, _AGAIN = 3.0, 30.0
 #: Seconds between two looks when nothing moves: at first, and later.
 _IDLE, _LAZY = 0.02, 0.2
 
+#: Seconds between two looks while the workers have only one root.
+_EAGER = 0.003
+
 #: Seconds in which results gather, so that one group of calls and fsyncs serves several: as many as it took to make the last
 #: ones durable, within these bounds.
 _GATHER, _GATHER_LONG = 0.01, 0.04
@@ -154,7 +157,7 @@ class DriveLoop:
                     return
                 if not moved and self._search(sink) and coordinator.finished and sink.progress.total is None:
                     coordinator = None  # Redis went back to before it knew the end of the input
-                elif not moved and coordinator.finished and (progress := sink.progress).complete:
+                elif coordinator.finished and (progress := sink.progress).complete:
                     if not progress.suspended:
                         self._finish(sink)
                         return
@@ -211,13 +214,15 @@ class DriveLoop:
 
     def _rest(self, sink: Sink, began: float, moved: bool, trouble: redis.RedisError | None) -> None:
         """Waits until there may be more to do: longer if nothing moves, which is explained after a while."""
+        now = time.monotonic()
         if moved:
             self._patience.renew()
-            self._moved_at = time.monotonic()
-            time.sleep(min(_GATHER_LONG, max(_GATHER, self._moved_at - began)))
+            self._moved_at = now
+            seconds = min(_GATHER_LONG, max(_GATHER, now - began))
         else:
             self._explain(sink, trouble)
-            time.sleep(min(_LAZY, max(_IDLE, (time.monotonic() - self._moved_at) / 20)))
+            seconds = min(_LAZY, max(_IDLE, (now - self._moved_at) / 20))
+        time.sleep(_EAGER if self._scouting.is_out else seconds)
 
     def _has_its_key(self, sink: Sink) -> bool:
         """Whether the epoch in Redis, if there is one, is sealed as this process seals.
@@ -354,6 +359,7 @@ class DriveLoop:
         return found if found != self.fields.get(Role.SINK, "") and found in members else ""
 
     def _finish(self, sink: Sink) -> None:
+        self._hear(sink)  # notes that came with the last results
         self.let_go()
         self.session.finish()
         self._close(sink)

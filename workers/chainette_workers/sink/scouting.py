@@ -40,6 +40,11 @@ class Scouting:
         if self._served_since is None and any(member.is_worker for member in members):
             self._served_since = self.clock()
 
+    @property
+    def is_out(self) -> bool:
+        """Whether the others wait for the first root."""
+        return self._is_first and self._went_ahead
+
     def answered(self) -> None:
         """Something became durable."""
         self._is_first = False

@@ -68,7 +68,7 @@ T = TypeVar("T")
 _SOON, _LATE = 0.002, 0.05
 
 #: Seconds between two looks at whether the worker is to end.
-_WATCH = 0.05
+_WATCH = 0.02
 
 #: Seconds an engine rests that refuses this worker, and that a unit waits whose step was refused.
 _REFUSED = 1.0

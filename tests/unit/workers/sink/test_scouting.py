@@ -43,9 +43,11 @@ def test_one_root_is_admitted_until_something_is_durable(scouting: Scouting) -> 
         steps.append(1)
         return True
 
+    assert not scouting.is_out
     assert [scouting.admit(step) for _ in range(3)] == [True, False, False] and len(steps) == 1
+    assert scouting.is_out
     scouting.answered()
-    assert scouting.admit(step) is None and len(steps) == 1
+    assert scouting.admit(step) is None and len(steps) == 1 and not scouting.is_out
 
 
 def test_the_others_wait_two_seconds_from_the_first_worker_on(scouting: Scouting, clock: Clock) -> None:
