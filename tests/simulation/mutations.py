@@ -31,6 +31,7 @@ _JOINING = "chainette/core/joining.py"
 _WRITER = "chainette/io/rundir/writer.py"
 _LOG = "chainette/io/rundir/event_log.py"
 _SHARDS = "chainette/io/rundir/shards.py"
+_RECOVERY = "chainette/io/rundir/shard_recovery.py"
 _SEALING = "chainette/io/rundir/sealing.py"
 _FORK = "chainette/io/rundir/fork.py"
 _DEPENDENTS = "chainette/io/rundir/dependents.py"
@@ -217,16 +218,16 @@ MUTATIONS = (
     ),
     Mutation(
         "recovery leaves rows that the log does not mention",
-        _SHARDS,
-        "        _truncate(path, size)\n        file = open_file",
-        "        file = open_file",
+        _RECOVERY,
+        "            _truncate(stream.journal(number), size)\n",
+        "            pass\n",
     ),
     Mutation(
         "recovery leaves shards that the log does not mention",
-        _SHARDS,
-        "                if path.name not in known:\n                    path.unlink()\n",
-        "                pass\n",
-        "tests/unit/io/rundir/test_shards.py",
+        _RECOVERY,
+        "            if path not in known:\n                path.unlink()\n",
+        "            pass\n",
+        "tests/unit/io/rundir/test_shard_recovery.py",
     ),
     Mutation(
         "recovery leaves the torn end of the log",

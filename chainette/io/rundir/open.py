@@ -21,7 +21,8 @@ from chainette.io.rundir.publish import publish_metadata
 from chainette.io.rundir.readback import lines_of_root
 from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.rundir.sealing import Sealer
-from chainette.io.rundir.shards import StreamWriter, require_size
+from chainette.io.rundir.shard_recovery import check_journals, cut_journals, require_size
+from chainette.io.rundir.shards import StreamWriter
 from chainette.io.rundir.writer import RunWriter
 from chainette.io.tables.schemas import Added, ShardSchemas
 from chainette.records import declared_of
@@ -212,14 +213,17 @@ def _writer(
         with disk_errors(directory.path):
             units = [(root, event) for root in state.roots.lines for event in lines_of_root(directory, state, root)]
             sealer.check(state.shards.sealed, state.shards.sums, {file for _, event in units for file in event.off})
-            for stream in streams.values():
-                stream.check(
-                    state.shards.ends.get(stream.folder, {}), state.shards.sealed.get(stream.folder, ()), state.shards.sums
-                )
+            logged = [
+                (stream, state.shards.ends.get(stream.folder, {}), state.shards.sealed.get(stream.folder, ()))
+                for stream in streams.values()
+            ]
+            for stream, ends, sealed in logged:
+                check_journals(stream, ends, sealed, state.shards.sums)
             whole()
             sealer.delete_unsealed(state.shards.sealed)
-            for stream in streams.values():
-                stream.recover(state.shards.ends.get(stream.folder, {}), state.shards.sealed.get(stream.folder, ()))
+            for stream, ends, sealed in logged:
+                cut_journals(stream, ends, sealed)
+                stream.resume(ends, sealed)
     except BaseException:
         for stream in streams.values():
             stream.let_go()

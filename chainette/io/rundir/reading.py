@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chainette.errors import DamagedRun
-from chainette.io.rundir.shards import require_bytes
+from chainette.io.rundir.shard_recovery import require_bytes
 from chainette.io.tables.features import columns_of
 from chainette.io.tables.formulas import restored
 from chainette.io.tables.schemas import Added, shard_schema

@@ -11,7 +11,8 @@ from typing import Any
 from chainette.core.run_settings import Format
 from chainette.io.rundir.event_types import ShardSealed
 from chainette.io.rundir.paths import RunDir, disk_errors, fsync_dir
-from chainette.io.rundir.shards import StreamWriter, require_bytes, require_size, sum_of
+from chainette.io.rundir.shard_recovery import require_bytes, require_size, sum_of
+from chainette.io.rundir.shards import StreamWriter
 from chainette.utils.private_files import beside, make_folder
 
 __all__ = ["Sealer"]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import zlib
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chainette.errors import DamagedRun
 from chainette.io.rundir.paths import disk_errors, fsync_dir, write_all
-from chainette.utils.plurals import counted
 from chainette.utils.private_files import make_folder, open_file
 
-__all__ = ["Span", "StreamWriter", "require_bytes", "require_size", "sum_of"]
+__all__ = ["Span", "StreamWriter"]
 
 
 #: Journal bytes and rows: (start bytes, start rows, end bytes, end rows).
@@ -119,43 +116,18 @@ class StreamWriter:
         self._dirty.clear()
         self._open = None
 
-    def check(self, ends: Mapping[int, tuple[int, int]], sealed: Container[int], sums: Mapping[str, int]) -> None:
-        """Reads every journal that is not sealed; `ends` is (bytes, rows) per journal, `sums` their expected sums.
-
-        Raises:
-            DamagedRun: a journal is shorter than the log says, or holds other bytes.
-        """
-        for number, (size, _) in ends.items():
-            if number not in sealed:
-                file = self.file(number)
-                self.sums[file] = require_bytes(self.journal(number), size, sums.get(file))
-
-    def recover(self, ends: Mapping[int, tuple[int, int]], sealed: Container[int]) -> None:
-        """Brings the folder to the state in the log, after `check`."""
+    def resume(self, ends: Mapping[int, tuple[int, int]], sealed: Container[int]) -> None:
+        """Goes on behind the journals in `ends`, (bytes, rows) per number, which are cut to these ends (`shard_recovery`)."""
         self._next = max(ends, default=-1) + 1
         for number, (size, rows) in ends.items():
             self._rows[number] = rows
             if number in sealed:
                 continue
-            path = self.journal(number)
             if rows >= self.max_rows:
                 self.full.append(number)
             else:
-                self._reopen(number, path, size, rows)
-        self._delete_unknown(ends)
-
-    def _reopen(self, number: int, path: Path, size: int, rows: int) -> None:
-        _truncate(path, size)
-        file = open_file(path, os.O_WRONLY | os.O_APPEND)
-        self._open = _Open(number, path, file, size, rows)
-
-    def _delete_unknown(self, ends: Mapping[int, tuple[int, int]]) -> None:
-        known = {f"{number}.jsonl" for number in ends}
-        if self.directory.is_dir():
-            for path in self.directory.glob("*.jsonl"):
-                if path.name not in known:
-                    path.unlink()
-            fsync_dir(self.directory)
+                path = self.journal(number)
+                self._open = _Open(number, path, open_file(path, os.O_WRONLY | os.O_APPEND), size, rows)
 
     def _create(self) -> _Open:
         path = self.journal(self._next)
@@ -167,50 +139,3 @@ class StreamWriter:
         fsync_dir(self.directory)
         fsync_dir(self.directory.parent)
         return self._open
-
-
-def require_size(path: Path, size: int) -> None:
-    """Checks that a file is at least as long as the log says.
-
-    Raises:
-        DamagedRun: it is shorter.
-    """
-    found = path.stat().st_size if path.exists() else 0
-    if found < size:
-        there = counted(found, "byte") if path.exists() else "is missing"
-        raise DamagedRun(
-            f"{path}: {there}, but the log says {counted(size, 'byte')}; rows were lost. Restore the file from a backup"
-        )
-
-
-def require_bytes(path: Path, size: int, crc: int | None) -> int:
-    """Checks that the first `size` bytes of a file are those that were written; returns their CRC-32.
-
-    Raises:
-        DamagedRun: they are not, or the file is shorter.
-    """
-    require_size(path, size)
-    found = sum_of(path, size)
-    if crc is not None and found != crc:
-        raise DamagedRun(
-            f"{path}: its {size:,} bytes are not those that were written (CRC-32 {found:08x}, the log says {crc:08x}). "
-            "Restore the file from a backup"
-        )
-    return found
-
-
-def sum_of(path: Path, size: int) -> int:
-    """CRC-32 of the first bytes of a file."""
-    found = 0
-    with path.open("rb") as file:
-        while size and (data := file.read(min(size, 1 << 20))):
-            found = zlib.crc32(data, found)
-            size -= len(data)
-    return found
-
-
-def _truncate(path: Path, size: int) -> None:
-    if path.exists() and path.stat().st_size > size:
-        os.truncate(path, size)
-        with contextlib.closing(path.open("rb+")) as file:
-            os.fsync(file.fileno())
