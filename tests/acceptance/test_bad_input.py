@@ -136,7 +136,7 @@ def test_unknown_fields_follow_the_model_and_ignored_ones_are_named_once(project
     "content, message",
     [
         ('import json\nsettings = json.loads("{")\n', "bad.py:2: JSONDecodeError: Expecting property name"),
-        ("import nothing_like_it\n", "bad.py:1: ModuleNotFoundError: No module named 'nothing_like_it' (looked beside the"),
+        ("import nothing_like_it\n", "bad.py:1: ModuleNotFoundError: No module named 'nothing_like_it' (looked next to the"),
         ("x = (\n", "bad.py:1: syntax error: '(' was never closed"),
         ("import sys\nsys.exit(4)\n", "bad.py:2: the chain's file ended the program (SystemExit: 4)"),
         ("x = 1\n", "bad.py declares no Chain; it needs one at module level: chain = Chain(name=..., steps=[...])"),

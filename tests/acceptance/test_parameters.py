@@ -232,7 +232,7 @@ def test_a_worker_takes_a_run_only_with_the_values_that_it_was_started_with(site
     with stopped(other):
         run = site.start("enqueue", "chain.py", "in.jsonl", "-o", "fleet", *CASUAL)
         words = refusal(other)
-        assert "tone is casual where it was enqueued, and formal here" in words
+        assert "tone is casual where it was enqueued, but formal here" in words
         assert 'start the worker with --set tone=casual --set \'languages=["German", "French"]\'' in words
         assert "tone is casual where it was enqueued" in until(lambda: why(site, site.run_id("fleet")))
         assert run.stderr is not None

@@ -1,1 +1,1 @@
-"""Checks names in prompts against the models they stand for."""
+"""Checks the names in prompts against the models of their values."""

@@ -1,4 +1,4 @@
-"""The types of expressions in a template, with the problems that show on the way."""
+"""The types of expressions in a template, and the problems found while deriving them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class TemplateFinding:
     """One problem of a template."""
 
     message: str
-    #: 1-based, in the template.
+    #: The line in the template, from 1.
     line: int
-    #: Whether it may work for some rows.
+    #: Whether the template may work for some rows.
     warning: bool = False
 
 
 class ExpressionTypes:
-    """`type_of` gives the type of an expression, and notes its problems."""
+    """Derives the types of expressions with `type_of`, and collects their problems."""
 
     def __init__(
         self, scope: Mapping[str, Any], bare: type[BaseModel] | None, elsewhere: Mapping[str, str], built_in: Mapping[str, Any]
@@ -52,7 +52,7 @@ class ExpressionTypes:
         self.found: list[TemplateFinding] = []
         self.assigned: frozenset[str] = frozenset()
         self.bound: dict[str, Any] = {}
-        #: Expressions the template tested around here.
+        #: Expressions that the surrounding statements test.
         self.guarded: frozenset[str] = frozenset()
         self._quiet = False
 
@@ -74,7 +74,7 @@ class ExpressionTypes:
 
     @contextmanager
     def inner(self) -> Iterator[None]:
-        """Names bound inside are forgotten at the end."""
+        """A scope: names bound inside the block are dropped at its end."""
         kept, guarded = self.bound, self.guarded
         self.bound = dict(kept)
         try:
@@ -84,7 +84,7 @@ class ExpressionTypes:
 
     @contextmanager
     def guarding(self, *tests: nodes.Node) -> Iterator[None]:
-        """All values that `tests` mention count as present inside."""
+        """Inside the block, all values that `tests` mention count as present."""
         kept = self.guarded
         self.guarded = kept | {path for test in tests for path in paths_in(test)}
         try:
@@ -253,7 +253,7 @@ class ExpressionTypes:
             self.report(
                 node,
                 f"{name!r} is both a name in scope and a field of the input ({self.bare.__name__}); "
-                f"the field is left out here, write input.{name} for it",
+                f"here it means the name in scope; write input.{name} for the field",
                 warning=True,
             )
 
@@ -267,7 +267,7 @@ class ExpressionTypes:
             self.report(node, f"{name!r} is not in scope{self.suggestion(name)}")
 
     def suggestion(self, name: str) -> str:
-        """The name that was probably meant: one in scope, or a value with such a field."""
+        """Suggests a name in scope, or a value that has such a field."""
         fields = self.bare.model_fields if self.bare is not None else {}
         owners = [
             f"{owner}.{name}"

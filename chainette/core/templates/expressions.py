@@ -15,7 +15,7 @@ def root_of(path: str) -> str:
 
 
 def text_of(node: nodes.Node, *, item: bool = False) -> str:
-    """The part of an expression that is a path, as the user wrote it."""
+    """The path of an expression, as the user wrote it; without a path, `this expression`."""
     from jinja2 import nodes
 
     match node:
@@ -36,7 +36,7 @@ def text_of(node: nodes.Node, *, item: bool = False) -> str:
 
 
 def paths_in(test: nodes.Node) -> set[str]:
-    """Every path a test mentions."""
+    """All paths that a test mentions."""
     from jinja2 import nodes
 
     kinds = (nodes.Name, nodes.Getattr, nodes.Getitem)
@@ -45,7 +45,7 @@ def paths_in(test: nodes.Node) -> set[str]:
 
 
 def names_set_in(tree: nodes.Template) -> frozenset[str]:
-    """Names the template sets anywhere: macros and blocks may see them before or after."""
+    """The names that the template sets anywhere: macros and blocks may see them before or after."""
     from jinja2 import nodes
 
     names = {node.name for node in tree.find_all(nodes.Macro)}

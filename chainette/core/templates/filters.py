@@ -1,4 +1,4 @@
-"""The result type of a filter, and whether the field it names exists."""
+"""The result types of filters, and checks of the fields that filters name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TEXT = frozenset(
 _NUMBERS: Mapping[str, Any] = {"length": int, "count": int, "int": int, "wordcount": int, "float": float, "round": float}
 _ONE_OF = frozenset({"first", "last", "min", "max"})
 _SAME = frozenset({"list", "sort", "reverse", "unique", "select", "reject", "selectattr", "rejectattr"})
-#: Filters that name a field of the items, by keyword, and its position if it may be positional.
+#: Filters that name a field of the items -> the keyword, and its position if it may be positional.
 _BY_FIELD: Mapping[str, int | None] = {
     "map": None,
     "selectattr": 0,
@@ -33,12 +33,12 @@ _BY_FIELD: Mapping[str, int | None] = {
     "sum": 0,
     "join": 1,
 }
-#: Filters after which an optional field counts as present, since the template tested it.
+#: Filters after which an optional field counts as present, because the template has tested it.
 _SELECTS = frozenset({"select", "selectattr", "reject", "rejectattr"})
 
 
 def filtered(node: nodes.Filter, kind: Any) -> tuple[Any, str]:
-    """(the type of `value | filter`, why it cannot work or "") for a value of type `kind`."""
+    """(the type of `value | filter`, the reason why it cannot work or "") for a value of type `kind`."""
     field, problem = _field_type(node, kind)
     return _result(node, kind, field), problem
 
@@ -61,7 +61,7 @@ def _result(node: nodes.Filter, kind: Any, field: Any) -> Any:
 
 
 def _field_type(node: nodes.Filter, kind: Any) -> tuple[Any, str]:
-    """The type of the items' field a filter such as map(attribute='a.b') names."""
+    """The type of the field that a filter such as map(attribute='a.b') names, and the reason why it cannot work or ""."""
     named, found = _field_of(node), iterated(kind)
     if named is None or found.problem:
         return Any, ""
@@ -85,7 +85,7 @@ def _walk(kind: Any, path: str) -> tuple[Any, str]:
 
 
 def _field_of(node: nodes.Filter) -> str | None:
-    """The field a filter names by a literal."""
+    """The field that a filter names with a literal; None if there is none."""
     from jinja2 import nodes
 
     if node.name not in _BY_FIELD:
@@ -100,5 +100,5 @@ def _field_of(node: nodes.Filter) -> str | None:
 
 
 def _unchecked(kind: Any) -> Any:
-    """Items a filter selected: their fields may have been tested, so nothing is reported about them."""
+    """The type of items that a filter selected: it may have tested their fields, so they are not checked."""
     return kind if all(getattr(part, "model_fields", None) is None for part in members(kind)) else Any

@@ -1,4 +1,4 @@
-"""Finds prompts that were meant to hold a value of the row but do not."""
+"""Finds prompts that were probably meant to contain a value of the row but do not."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _FILE = re.compile(r"[\w./\\-]+\.(?:txt|md|j2|jinja2?|prompt|tmpl)")
 
 
 def prompt_warnings(prompts: Mapping[str, str], names: Collection[str], *, constant_is_fine: bool) -> list[str]:
-    """Likely mistakes in the prompts of a step; `names` are those that a template may use.
+    """Warnings of likely mistakes in the prompts of a step; `names` are the names that a template may use.
 
-    `constant_is_fine` says that the row has no value to mention.
+    `constant_is_fine` says that the row has no value that a prompt could mention.
     """
     found = [said for label, source in prompts.items() for said in _single_braces(label, source, names)]
     if found or constant_is_fine:
@@ -29,7 +29,7 @@ def prompt_warnings(prompts: Mapping[str, str], names: Collection[str], *, const
     for label, source in prompts.items():
         if _FILE.fullmatch(source):
             hint = f"write {label}=Path({source!r}) for the text of a file"
-    return [f"the prompts mention no value of their row, so all rows ask the same; {hint}"]
+    return [f"the prompts mention no value of their row, so every row asks the same question; {hint}"]
 
 
 def _single_braces(label: str, source: str, names: Collection[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """Resolves every name and field of a prompt against the types in scope, before any row is read.
 
-An error fails for every row that reaches it; if only some rows may fail, it is a warning. Nothing is reported about
-unknown types, and a value the template tests (`{% if x %}`, `x is defined`) counts as present inside that
-test's branches.
+A problem that affects every row that reaches it is an error; if it may affect only some rows, it is a warning. Unknown
+types are not checked, and a value that the template tests (`{% if x %}`, `x is defined`) counts as present in the
+branches of that test.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def template_problems(
 ) -> list[TemplateFinding]:
     """The problems of a template, each once, in reading order.
 
-    `scope` maps names to types, `bare` is the model whose fields are names too (`scope` wins), and `elsewhere`
-    says why an id that exists is not in scope here. If `bare` is None, unknown names are not reported.
+    `scope` maps names to types, `bare` is the model whose fields are names too (`scope` takes precedence), and
+    `elsewhere` says why an existing id is not in scope here. If `bare` is None, unknown names are not reported.
     """
     from jinja2 import TemplateSyntaxError
 
@@ -71,7 +71,7 @@ class _Checker(ExpressionTypes):
                 visit(statement)
 
     def visit_other(self, node: nodes.Node) -> None:
-        """Any other statement: its expressions, then its body in an inner scope."""
+        """Checks any other statement: its expressions, then its body in an inner scope."""
         from jinja2 import nodes
 
         with self.inner():

@@ -1,4 +1,4 @@
-"""The types behind a template's names, dots and indexes, found from annotations alone.
+"""The types of a template's names, attributes and indexes, derived from annotations alone.
 
 Every function returns a type, or a message if the access can never work. `Any` means the type is unknown;
 callers report nothing.
@@ -49,7 +49,7 @@ _CLOSED = (str, int, float, bool, list, tuple, set, frozenset)
 
 @dataclass(frozen=True)
 class Method:
-    """A method that is not called yet."""
+    """A method that has not been called."""
 
     owner: Any
     name: str
@@ -57,7 +57,7 @@ class Method:
 
 @dataclass(frozen=True)
 class LoopVariable:
-    """`loop` inside a for loop, with the names that jinja2 gives it."""
+    """The variable `loop` inside a for loop, with its jinja2 attributes."""
 
     index: int
     index0: int
@@ -79,16 +79,16 @@ class Access:
     """The result of `value.name`."""
 
     type: Any = Any
-    #: Why it cannot work, without naming `value`; "" if it can.
+    #: The reason why it cannot work, without naming `value`; "" if it can.
     problem: str = ""
     #: Whether it works for some values only.
     sometimes: bool = False
-    #: The test that a template may append to the value: {% if value<test> %}.
+    #: A test that a template can append to the value: {% if value<test> %}.
     test: str = ""
 
 
 def nearest(word: str, known: Iterable[str], *, shown: int = 8) -> str:
-    """ "; did you mean ...?", or the first known names."""
+    """`; did you mean ...?`, or the first known names."""
     names = sorted({name for name in known if not name.startswith("_")})
     close = difflib.get_close_matches(word, names, n=1)
     if close:
@@ -164,12 +164,12 @@ def _properties(model: type[BaseModel]) -> list[str]:
 
 
 def has_member(model: type[BaseModel], name: str) -> bool:
-    """Whether `name` is a field of the model, or another attribute its author defined."""
+    """Whether `name` is a field of the model, or another attribute that its author defined."""
     return name in model.model_fields or (not name.startswith("_") and not hasattr(BaseModel, name) and hasattr(model, name))
 
 
 def _descriptor_type(owner: type, name: str) -> Any:
-    """The declared type of a property; a Method for a function; Any for the rest."""
+    """The declared type of a property, a Method for a function, or Any for anything else."""
     found = getattr(owner, name)
     getter = getattr(found, "fget", None)
     if getter is not None:
@@ -250,7 +250,7 @@ def item_type(kind: Any) -> Any:
 
 
 def result_of(called: Any, arguments: Sequence[Any]) -> Any:
-    """The type of a call, for the methods whose results later names depend on."""
+    """The type of a call, for methods whose results matter to later names; Any for others."""
     if not isinstance(called, Method):
         return Any
     mapping = mapping_types(called.owner)
@@ -283,5 +283,5 @@ def without_none(kind: Any) -> Any:
 
 
 def same_or_any(left: Any, right: Any) -> Any:
-    """The type of an expression that yields one or the other."""
+    """The type of an expression whose value is either of the two."""
     return left if left == right else Any

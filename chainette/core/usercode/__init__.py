@@ -1,1 +1,1 @@
-"""The user's code: found, imported in isolation, fingerprinted."""
+"""Finds the user's code, imports it in isolation, and fingerprints it."""

@@ -1,4 +1,4 @@
-"""Finds the file or module a chain reference names."""
+"""Finds the file or module that a chain reference names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from chainette.errors import LoadError
 
 __all__ = ["ENGINES", "ChainSource", "claimed_source", "source_of"]
 
-#: The file of engines a chain file may have beside it.
+#: The file of engines that may be next to a chain file.
 ENGINES = "engines.yml"
 
 
@@ -28,7 +28,7 @@ class ChainSource:
 
     #: The reference without the chain's name.
     base: str
-    #: The folder the digest's paths are relative to.
+    #: The folder to which the paths in the digest are relative.
     root: Path
     file: Path
     importer: PrivateImporter
@@ -36,16 +36,16 @@ class ChainSource:
 
 
 def source_of(target: str, root: Path) -> ChainSource:
-    """The file or module a reference without the chain's name leads to.
+    """The file or module of a reference; `target` is the reference without the chain's name.
 
     Raises:
-        LoadError: there is none, or it is no chain's file.
+        LoadError: it does not exist, or cannot be a chain's file.
     """
     return _file_source(target, _located(target, root), root) if _is_path(target, root) else _module_source(target, root)
 
 
 def claimed_source(target: str, root: Path, claim: ChainClaim) -> ChainSource:
-    """The target of a reference that others named; it executes the files of the claim, and no others."""
+    """The target of a reference that came from Redis; only the files of the claim are executed."""
     if not module_of(target):
         source = _file_source(target, confined_file(root, target, "the chain"), root)
         least = [source.file]
@@ -86,7 +86,7 @@ def _file_source(target: str, path: Path, root: Path) -> ChainSource:
 
 
 def _run_yaml(path: Path, root: Path, importer: PrivateImporter) -> ModuleType:
-    from chainette.core.document.chain_file import run_chain_file  # pyyaml costs those who write Python nothing
+    from chainette.core.document.chain_file import run_chain_file  # chains in Python do without pyyaml
 
     return run_chain_file(path, root, importer)
 
@@ -107,7 +107,7 @@ def _located(target: str, root: Path) -> Path:
 
 
 def _module_source(target: str, root: Path) -> ChainSource:
-    """A module below the chain root, else of an installed package."""
+    """A module below the chain root or, failing that, of an installed package."""
     top = target.partition(".")[0]
     own, installed = PathFinder.find_spec(top, [str(root)]), PathFinder.find_spec(top)
     spec = installed if installed is not None and (own is None or own.origin is None) else own

@@ -1,7 +1,7 @@
-"""Chains that others name: a chain's record in Redis is checked against the disk before any of its code is executed.
+"""Chains from Redis: a chain's record is checked against the disk before any of its code is executed.
 
-A reference must lead to a regular file below the chain root, symbolic links followed, or to a module this process
-was told to allow. Its files must have the digest that was enqueued. Only those files are then executed.
+A reference must lead to a regular file below the chain root, after symbolic links are resolved, or to a module that this
+process was told to allow. The digest of its files must be the one that was enqueued. Only those files are executed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from chainette.errors import LoadError
+from chainette.utils.plurals import counted
 
 __all__ = [
     "YAML",
@@ -27,29 +28,29 @@ __all__ = [
     "require_recorded",
 ]
 
-#: How names of chain files and engine files in YAML end.
+#: The suffixes of chain files and engine files in YAML.
 YAML = (".yml", ".yaml")
 
-#: The most characters of a name, and bytes of one of its parts, that a file system is asked for.
+#: The most characters of a name, and bytes of one of its parts, that are passed to the file system.
 _LONGEST_NAME, _LONGEST_PART = 1000, 255
 
-#: The most files a chain is made of, and their bytes.
+#: The most files of a chain, and their total bytes.
 _MOST_FILES, _MOST_BYTES = 10_000, 1 << 30
 
-#: The most bytes of an engine file an order names.
+#: The most bytes of an engine file that an order names.
 _MOST_ENGINES = 1 << 20
 
 
 class ClaimRefused(LoadError):
-    """The files here are not those that were enqueued."""
+    """The files on this machine are not those that were enqueued."""
 
 
 @dataclass(frozen=True)
 class ChainClaim:
-    """The chain as a run's record describes it, and the modules this process allows."""
+    """The chain as a run's record describes it, and the modules that this process allows."""
 
     digest: str
-    #: The files the digest covers, by their names below the chain root; () if it has one file.
+    #: The files that the digest covers, by their names below the chain root; () if the chain is one file.
     files: tuple[str, ...] = ()
     #: A module may be named if it is one of these, or below one.
     modules: tuple[str, ...] = ()
@@ -60,23 +61,23 @@ class ChainClaim:
             raise LoadError(f"{module[:80]!r} is a module; only a process started with --chain-module NAME loads it")
 
     def sources(self, root: Path, least: Iterable[Path]) -> dict[str, str]:
-        """The digest of each file that may be executed, by its path. `least` are the files of a chain that lists none.
+        """Path -> digest of each file that may be executed. `least` are the files of a chain that lists none.
 
         Raises:
             ClaimRefused: the files have another digest.
-            LoadError: a name is none of a file below the root.
+            LoadError: a name is not that of a file below the root.
         """
         names = self.files or [file.relative_to(root).as_posix() for file in least if file.is_file()]
         contents = _contents(root, names)
         if (found := digest_of(contents)) != self.digest:
             raise ClaimRefused(
-                f"has digest {found[:12]} here, and {self.digest[:12]} where it was enqueued; the files here are below {root}"
+                f"has digest {found[:12]} here, but {self.digest[:12]} where it was enqueued; the files here are below {root}"
             )
         return {str(root / name): digest for name, digest in contents.items()}
 
 
 def digest_of(contents: Mapping[str, str]) -> str:
-    """The digest of files: sha256 over their names and the sha256 of each."""
+    """The digest of files: the sha256 of their names and of the sha256 of each."""
     lines = "".join(f"{path}\0{digest}\n" for path, digest in sorted(contents.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -84,7 +85,7 @@ def digest_of(contents: Mapping[str, str]) -> str:
 def _contents(root: Path, names: Iterable[str]) -> dict[str, str]:
     names = [*names]
     if len(names) > _MOST_FILES:
-        raise LoadError(f"a chain of {len(names):,} files; at most {_MOST_FILES:,} are read")
+        raise LoadError(f"the chain lists {counted(len(names), 'file')}; at most {_MOST_FILES:,} are read")
     found, left = {}, _MOST_BYTES
     for name in names:
         fault = name_fault(name)
@@ -104,7 +105,7 @@ def _contents(root: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def name_fault(name: str) -> str:
-    """Why a name cannot be that of a file below a root; "" if it can."""
+    """The reason why a name cannot be that of a file below a root; "" if it can."""
     parts = PurePosixPath(name).parts
     if len(name) > _LONGEST_NAME or any(len(part.encode("utf-8", "replace")) > _LONGEST_PART for part in parts):
         return "is too long for a name"
@@ -116,10 +117,10 @@ def name_fault(name: str) -> str:
 
 
 def confined_file(root: Path, name: str, what: str, most: int = _MOST_BYTES) -> Path:
-    """The regular file a name leads to, symbolic links followed.
+    """The regular file to which a name leads, after symbolic links are resolved.
 
     Raises:
-        LoadError: it lies outside of the root, is no regular file, or has more than `most` bytes.
+        LoadError: it is outside the root, is not a regular file, or has more than `most` bytes.
     """
     below = name.removeprefix(f"{root}/") if name.startswith("/") else name
     if fault := name_fault(below):
@@ -135,16 +136,16 @@ def confined_file(root: Path, name: str, what: str, most: int = _MOST_BYTES) -> 
 
 
 def module_of(reference: str) -> tuple[str, ...]:
-    """The module a reference names; () if it names a file."""
+    """The module that a reference names; () if it names a file."""
     target = reference.partition(":")[0]
     return () if target.endswith((".py", *YAML)) or "/" in target else (target,)
 
 
 def require_recorded(reference: str, engines: str | None, root: Path) -> None:
-    """Checks the chain and the engine file of a log: names that are relative lead to files below the root.
+    """Checks that the chain and the engine file in a log, if their names are relative, are files below the root.
 
     Raises:
-        LoadError: one leads elsewhere.
+        LoadError: one of them is not.
     """
     target = reference.partition(":")[0]
     if not module_of(reference) and not Path(target).is_absolute():
@@ -154,7 +155,7 @@ def require_recorded(reference: str, engines: str | None, root: Path) -> None:
 
 
 def engine_file(root: Path, name: str) -> Path:
-    """The engine file an order names.
+    """The engine file that an order names.
 
     Raises:
         LoadError: it is not a small YAML file below the root.
@@ -166,7 +167,7 @@ def engine_file(root: Path, name: str) -> Path:
 
 
 def _require_regular(file: Path, what: str, most: int) -> None:
-    """Raises LoadError unless the path is a regular file of at most `most` bytes; it is not opened."""
+    """Raises LoadError unless the path is a regular file of at most `most` bytes; does not open it."""
     found = file.stat()
     if not stat.S_ISREG(found.st_mode):
         raise LoadError(f"{what} is not a regular file")

@@ -1,7 +1,7 @@
 """Data of the user's code as text that is the same in every process.
 
-Data count as they are when they are first asked for: a chain is compiled before its first row, so that is their value
-after the import, and a cache or a counter that fills up later changes nothing.
+The text of data is fixed when it is first needed. A chain is compiled before its first row, so that is the value after
+the import, and a cache or a counter that fills up later changes nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _TIMES = (datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo)
 
 
 class IdentityKey:
-    """A value as the key of a cache: equal to itself alone, and kept alive."""
+    """A value as the key of a cache: it is equal only to itself, and kept alive."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -60,7 +60,7 @@ def is_constant(value: Any) -> bool:
 def text_at_first(value: Any, *, ordered: bool = True, file: str = "") -> str | None:
     """Data as text: constants as they are, other data as they were at the first call; None for anything else.
 
-    Folders above `file` are named relative to it, so that moving a project changes nothing.
+    Folders above `file` are written relative to it, so that moving a project changes nothing.
     """
     if is_constant(value):
         text = canonical(value)
@@ -78,7 +78,7 @@ def _digest_at_first(held: IdentityKey, ordered: bool, file: str) -> str | None:
 
 
 def without_places(text: str, file: str) -> str:
-    """The text with folders above a file named relative to it."""
+    """The text with folders above a file written relative to the file."""
     above = "."
     for folder in Path(file).absolute().parents[:-1] if file else ():
         text, above = text.replace(str(folder), above), f"{above}."
@@ -86,7 +86,7 @@ def without_places(text: str, file: str) -> str:
 
 
 def attributes_at_first(value: Any) -> tuple[tuple[str, Any], ...]:
-    """An object's attributes, by name, as they were at the first call."""
+    """(name, value) of an object's attributes, as they were at the first call."""
     return _attributes_at_first(IdentityKey(value))
 
 
@@ -107,7 +107,7 @@ def _slots(kind: type) -> tuple[str, ...]:
 
 
 def code_at_first(value: Any) -> tuple[Any, ...]:
-    """The functions and classes directly in a container (say, a registry), as they were at the first call."""
+    """The functions and classes directly inside a container (such as a registry), as they were at the first call."""
     return _code_at_first(IdentityKey(value))
 
 
@@ -119,7 +119,7 @@ def _code_at_first(held: IdentityKey) -> tuple[Any, ...]:
 
 
 def types_within(value: Any) -> Iterator[type]:
-    """The classes of the models and dataclasses among data, each once."""
+    """The classes of the models and dataclasses inside data, each once."""
     found: dict[type, None] = {}
     pending = [value]
     while pending:

@@ -1,9 +1,9 @@
-"""Fingerprints of the user's code: equal if the code computes the same, different if it was changed.
+"""Fingerprints of the user's code, which change whenever the code may compute something else.
 
 A fingerprint is a hash of syntax trees without positions, comments, docstrings and file names. It covers everything
-that the code refers to by global name, and the data among it (`data_text.py`, `object_text.py`), also if an import read
-them from a file. It is the same in every process. Modules a function imports when it is called count whole, by
-their source. Installed packages are not followed.
+that the code refers to by global name, including data (`data_text.py`, `object_text.py`), even if an import read them
+from a file. It is the same in every process. A module that a function imports when it is called is covered as a whole,
+by its source. Installed packages are not covered.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ __all__ = ["fingerprint_code", "fingerprint_model"]
 
 
 def fingerprint_code(fn: Callable[..., Any]) -> str:
-    """16 hex digits that change when the function, or user code it uses, changes.
+    """16 hex digits that change when the function, or user code that it uses, changes.
 
-    Without source (a function typed into a prompt) it is only as good as the qualified name.
+    For a function without source (typed into a prompt), they depend only on the qualified name.
     """
     trace = _Trace(fn)
     trace.add(fn)
@@ -62,7 +62,7 @@ def fingerprint_code(fn: Callable[..., Any]) -> str:
 
 
 def fingerprint_model(model: type[BaseModel]) -> str:
-    """16 hex digits that change when the model's JSON Schema, validators or methods change, nested models included."""
+    """16 hex digits that change when the JSON Schema, validators or methods of the model, or of a nested one, change."""
     trace = _Trace(model)
     trace.note("schema", _schema(model))
     trace.add(model)
@@ -72,21 +72,21 @@ def fingerprint_model(model: type[BaseModel]) -> str:
 def _schema(model: type[BaseModel]) -> str:
     try:
         return public_name(json.dumps(json_schema_of(model), sort_keys=True))
-    except Exception:  # the plan's check reports it, so any text will do
+    except Exception:  # the check of the plan reports it, so any text will do
         return repr(sorted(model.model_fields))
 
 
 class _Trace:
-    """Collects the parts of a definition, each once, in an order that depends on the code alone."""
+    """Collects the parts of a definition, each once, in an order that depends only on the code."""
 
     def __init__(self, root: Any) -> None:
         self._lines: list[str] = []
         self._seen: dict[int, Any] = {}
         self._assigned: set[str] = set()
-        #: (module, node): attributes of modules that were followed for a node.
+        #: (module, node): the modules whose attributes were followed for a node.
         self._modules: set[tuple[int, ast.AST]] = set()
         package = _module_name(root).partition(".")[0]
-        #: The top package of the root: its own code is user code, wherever it is installed.
+        #: The top-level package of the root: its code is user code, even if the package is installed.
         self._package = "" if package in {*sys.stdlib_module_names, "chainette", "pydantic"} else package
         self._counted = Counted(self._package, self._attributes)
 
@@ -161,19 +161,19 @@ class _Trace:
         self._add_attached(fn)
 
     def _add_imports(self, node: ast.AST, module: Mapping[str, Any]) -> None:
-        """Adds modules a function imports when it is called: their whole source, as it is now."""
+        """Adds the whole current source of modules that a function imports when it is called."""
         for name, file in files_imported(node, module).items():
             tree = source_tree(file, {})
             self.note("imports", f"{name} {dump(tree) if tree is not None else ''}")
 
     def _add_attached(self, fn: FunctionType) -> None:
-        """Adds a function's attributes: `f.limit = 3`, the cases of `singledispatch`."""
+        """Adds a function's attributes, such as `f.limit = 3` or the cases of `singledispatch`."""
         for name, value in attributes_at_first(fn):
             self.note("attribute", name)
             self.add(value)
 
     def _add_library_function(self, fn: FunctionType) -> None:
-        """Adds a package's function by its name, and the user's functions it wraps, as a decorator's result does."""
+        """Adds a package's function by its name, and the user's functions that it wraps (as a decorator does)."""
         self.note("library", _qualified(fn))
         if fn.__code__.co_filename.startswith("<"):
             self.note("code", code_text(fn.__code__))
@@ -199,7 +199,7 @@ class _Trace:
             self.add(nested)
 
     def _add_class_data(self, cls: type, node: ast.ClassDef) -> None:
-        """Adds data the body of a class sets: `labels = json.loads(...)`."""
+        """Adds data that the body of a class sets, such as `labels = json.loads(...)`."""
         for statement in node.body:
             for name in sorted(targets(statement) & vars(cls).keys()):
                 text = None if differs_by_process([statement]) else text_at_first(vars(cls)[name])
@@ -217,7 +217,7 @@ class _Trace:
             self.add(attribute)
 
     def _attributes(self, value: Any) -> Mapping[str, Any] | None:
-        """The attributes of a user's object its methods do not change and that do not depend on the process."""
+        """The attributes of a user's object that its methods do not change and that do not depend on the process."""
         if not self._is_users(type(value)):
             return None
         kinds = [kind for kind in type(value).__mro__ if self._is_users(kind)]
@@ -226,7 +226,7 @@ class _Trace:
         return {name: attribute for name, attribute in instance_attributes(value).items() if name not in left_out}
 
     def _follow(self, names: Set[str], node: ast.AST, module: Mapping[str, Any]) -> None:
-        """Adds the globals behind names, if they are user code or data."""
+        """Adds the globals of these names, if they are user code or data."""
         for name in sorted(names & module.keys()):
             value = module[name]
             if isinstance(value, ModuleType):
@@ -236,7 +236,7 @@ class _Trace:
                 self._add_global(name, value, module)
 
     def _add_global(self, name: str, value: Any, module: Mapping[str, Any]) -> None:
-        """Adds data by their value after the import; state, and objects that may hold state, by their source."""
+        """Adds data by its value after the import; adds state, and objects that may hold state, by source."""
         if isinstance(value, type) or inspect.isroutine(value) or type(value).__module__.startswith("chainette."):
             self.add(value)
             return
@@ -267,7 +267,7 @@ class _Trace:
         return bool(statements)
 
     def _follow_module(self, name: str, module: ModuleType, node: ast.AST) -> None:
-        """Adds the parts of a user's module the code uses, say `helpers.f`."""
+        """Adds the parts of a user's module that the code uses, such as `helpers.f`."""
         if not self._is_users(module) or (id(module), node) in self._modules:
             return
         self._modules.add((id(module), node))
@@ -304,7 +304,7 @@ def _qualified(thing: Any) -> str:
 
 
 def _globals_of(cls: type) -> Mapping[str, Any]:
-    """The globals of the module that made a class, even if the module is no longer importable."""
+    """The globals of the module that defined a class, even if it can no longer be imported."""
     for member in vars(cls).values():
         function = getattr(member, "__func__", getattr(member, "fget", member))
         if isinstance(function, FunctionType) and function.__module__ == cls.__module__:

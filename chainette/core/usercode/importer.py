@@ -1,12 +1,13 @@
 """Imports the user's modules under private names, so that two chains may both have a `models.py`.
 
 Every load gets a private package name (`_chainette_1a2b3c4d`); `import models` inside the user's code finds
-`_chainette_1a2b3c4d.models`. The modules stay in `sys.modules` under those names, which keeps forward references of
-pydantic, dataclasses and pickle working, and imports inside functions resolve the same way whenever they run, from any thread.
-`sys.path` is never touched. Not covered: `importlib.import_module("models")` with the public name.
+`_chainette_1a2b3c4d.models`. The modules stay in `sys.modules` under those names, so that forward references of
+pydantic, dataclasses and pickle work, and imports inside functions give the same result at any time and in any thread.
+`sys.path` is never changed. `importlib.import_module("models")`, with the public name, is not supported.
 
-User modules are Python files under the roots. They win over installed packages, as for a script; a folder without
-`__init__.py` does so only if nothing else has its name. Bytecode is neither read nor written: the code that runs was hashed.
+User modules are Python files under the roots. They take precedence over installed packages, as for a script; a folder
+without `__init__.py` does so only if nothing else has its name. Bytecode is neither read nor written, so that the code
+that runs is the code that was hashed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ __all__ = ["PrivateImporter", "is_private", "public_name"]
 _PREFIX = "_chainette_"
 _PRIVATE = re.compile(_PREFIX + r"[0-9a-f]{8}(_\d+)?(\.|__)?")
 
-#: Packages whose classes user code and Chainette must share.
+#: Packages whose classes the user's code and Chainette must share.
 _SHARED = frozenset({"chainette", "chainette_workers", "msgspec", "pydantic", "pydantic_core", "typing_extensions"})
 
 _lock = threading.Lock()
@@ -42,7 +43,7 @@ def public_name(text: str) -> str:
 
 
 def is_private(module: str) -> bool:
-    """Whether a module was imported by a load, and is the user's."""
+    """Whether a module is the user's, imported by a load."""
     return module.startswith(_PREFIX)
 
 
@@ -50,11 +51,11 @@ class PrivateImporter:
     """One load of a chain: a package name, the roots it searches, and the sources it executed."""
 
     def __init__(self, identity: str, roots: Sequence[Path], only: str | None = None) -> None:
-        """`only` restricts the search to one top-level package: its root holds strangers' packages too."""
+        """`only` restricts the search to one top-level package, if its root holds unrelated packages too."""
         self.roots = [str(root) for root in roots]
         #: File -> its executed source.
         self.sources: dict[str, bytes] = {}
-        #: File -> sha256 of each source that may be executed; None: any.
+        #: File -> sha256 of each source that may be executed; None allows any.
         self.allowed: Mapping[str, str] | None = None
         self._only = only
         self._owned: dict[str, bool] = {}
@@ -62,7 +63,7 @@ class PrivateImporter:
         self.builtins: dict[str, Any] = {**vars(builtins), "__import__": self._import}
 
     def _claim(self, digest: str) -> str:
-        """Puts an empty package under a free name into `sys.modules`."""
+        """Adds an empty package to `sys.modules` under an unused name, and returns the name."""
         with _lock:
             importlib.invalidate_caches()
             if not any(isinstance(finder, _PrivateFinder) for finder in sys.meta_path):
@@ -128,7 +129,7 @@ class PrivateImporter:
 
 
 class _PrivateFinder(MetaPathFinder):
-    """Finds modules of private packages. One serves all loads: it is stateless, and packages know their importers."""
+    """Finds modules of private packages. One finder serves all loads: it has no state, and packages know their importers."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -143,7 +144,7 @@ class _PrivateFinder(MetaPathFinder):
 
 
 class _PrivateLoader(SourceFileLoader):
-    """Executes the source itself and keeps it; gives the module an `import` that finds its siblings."""
+    """Executes the source and keeps it; gives the module an `import` that finds its siblings."""
 
     @property
     def _importer(self) -> PrivateImporter:
@@ -155,7 +156,7 @@ class _PrivateLoader(SourceFileLoader):
         module.__dict__["__builtins__"] = self._importer.builtins
         super().exec_module(module)
 
-    def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002  (a loader is made for one module)
+    def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002  (each module has its own loader)
         data, allowed = Path(self.path).read_bytes(), self._importer.allowed
         if allowed is not None and allowed.get(self.path) != hashlib.sha256(data).hexdigest():
             raise ImportError(f"{self.path} is not among the files that were enqueued, or has changed since")

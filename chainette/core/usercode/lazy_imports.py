@@ -1,4 +1,4 @@
-"""The files of the user that a function imports when it is called."""
+"""The user's files that a function imports when it is called."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["files_imported"]
 
 
 def files_imported(node: ast.AST, module: Mapping[str, Any]) -> dict[str, str]:
-    """Name -> file of every user module the code below `node` imports, directly or indirectly."""
+    """Name -> file of every user module that the code below `node` imports, directly or indirectly."""
     found: dict[str, str] = {}
     pending = [(node, Path(str(module.get("__file__", ""))))]
     while pending:
@@ -27,7 +27,7 @@ def files_imported(node: ast.AST, module: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _roots(module: Mapping[str, Any]) -> list[Path]:
-    """The folders in which the module's imports are looked up, as by its importer or as for a script."""
+    """The folders in which the module's imports are looked up, by its importer or as for a script."""
     package = sys.modules.get(str(module.get("__name__", "")).partition(".")[0])
     importer = getattr(package, "__importer__", None)
     if importer is not None:

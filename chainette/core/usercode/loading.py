@@ -1,11 +1,11 @@
-"""Loads a chain by reference, isolated from every other load, with a digest of the code it came from.
+"""Loads a chain by reference, isolated from every other load, with a digest of its code.
 
 A reference names a Chain, a YAML file that declares one (`core/document/`), or a factory: a function `-> Chain` whose
 parameters get their values here (parameters.py).
 A load has its own module names (importer.py) and its own engine registry. The digest covers the chain's file, every module
-under the chain root it imported, and every file under the chain root that it or the factory read (prompts,
+under the chain root that it imported, and every file under the chain root that it or the factory read (prompts,
 engines.yml): equal digests mean equal code. Hidden folders, installed packages and imports inside functions are
-left out. A reference from Redis comes with a claim (confined.py), which is checked before the import.
+not covered. A reference from Redis has a claim (confined.py), which is checked before the import.
 """
 
 from __future__ import annotations
@@ -42,37 +42,38 @@ class LoadedChain:
     """A chain and its origin."""
 
     chain: Chain
-    #: Loads the same chain again: "folder/chain.py:name" below the chain root, or "package.module:name". A file outside of
-    #: the chain root is named by its absolute path.
+    #: Loads the same chain again: "folder/chain.py:name" below the chain root, or "package.module:name". A file outside
+    #: the chain root has its absolute path.
     reference: str
-    #: The engines the file registered.
+    #: The engines that the file registered.
     registry: EngineRegistry
-    #: sha256 over the files, by their paths below the chain root and their contents.
+    #: The sha256 of the files: of their paths below the chain root and their contents.
     digest: str
-    #: The files the digest covers, sorted; and their names below the folder the digest counts from.
+    #: The files that the digest covers, sorted, and their names relative to the folder of the digest.
     files: tuple[Path, ...]
     names: tuple[str, ...] = ()
-    #: Of the factory that made the chain; () for a chain at module level.
+    #: The parameters of the factory that made the chain; () for a chain at module level.
     declared: tuple[Parameter, ...] = ()
-    #: Their values as JSON, defaults too.
+    #: Their values as JSON, including defaults.
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def claim(self) -> ChainClaim:
-        """The facts with which others load the same code."""
+        """The claim with which other processes load the same code."""
         return ChainClaim(self.digest, self.names)
 
 
 def load_chain(reference: str, chain_root: Path, values: Values | None = None, claim: ChainClaim | None = None) -> LoadedChain:
     """The chain that `reference` names: "chain.py" (its only one), "chain.py:name", "chain.yml", "package.module[:name]".
 
-    Files are looked for below `chain_root`, then below the current folder. Every call imports anew. If the name is a
-    factory's, `values` chooses the values of its parameters. A `claim` says that others named the chain: it must lie
-    below `chain_root` and have the claim's digest.
+    Files are looked up below `chain_root`, then below the current folder. Every call imports the code again. If the name
+    is that of a factory, `values` chooses the values of its parameters. With a `claim`, the reference came from another
+    process: the chain must be below `chain_root` and have the claim's digest.
 
     Raises:
-        LoadError: nothing was found, the code raised (with the user's line), or the reference is ambiguous.
-        ClaimRefused: the claim's digest is another; nothing was executed.
+        LoadError: nothing was found, the code raised an error (the message has the user's line), or the reference is
+            ambiguous.
+        ClaimRefused: the code has another digest than the claim; nothing was executed.
         ParameterError: the values do not fit the factory's parameters.
     """
     target, _, name = reference.partition(":")
@@ -129,14 +130,14 @@ def _require_no_values(reference: str, values: Values) -> None:
         values(())
     except ParameterError as error:
         raise ParameterError(
-            f"{reference} is a chain without parameters; to have some, write a function that makes it, "
-            f"`def make(tone: str) -> Chain: ...`, and name that: {reference.rpartition(':')[0]}:make"
+            f"{reference} is a chain without parameters; to give it some, write a function that makes it, "
+            f"`def make(tone: str) -> Chain: ...`, and refer to it: {reference.rpartition(':')[0]}:make"
         ) from error
 
 
 # -- executing
 
-#: Files read in this context while a chain is imported.
+#: The files read in this context while a chain is imported.
 _reading: ContextVar[set[str] | None] = ContextVar("chainette_files_read", default=None)
 
 
@@ -161,7 +162,7 @@ def _watching(opened: set[str]) -> Iterator[None]:
 
 @functools.cache
 def _install_hook() -> None:
-    """Installs the audit hook that sees opened files; it cannot be removed, so one serves all loads."""
+    """Installs the audit hook that notes opened files; it cannot be removed, so one hook serves all loads."""
 
     def note(event: str, arguments: tuple[Any, ...], reading: ContextVar[set[str] | None] = _reading) -> None:
         if event == "open":
@@ -174,7 +175,7 @@ def _install_hook() -> None:
 
 
 def _explained(error: BaseException, source: ChainSource) -> str:
-    """The error in one line that starts with the user's own file and line."""
+    """The error on one line, which begins with the file and line of the user's code."""
     text = public_name(str(error))
     if isinstance(error, SyntaxError) and error.filename and not is_library(error.filename):
         return f"{error.filename}:{error.lineno or 1}: syntax error: {public_name(error.msg)}"
@@ -184,12 +185,12 @@ def _explained(error: BaseException, source: ChainSource) -> str:
     if isinstance(error, SystemExit):
         return f"{place}: the chain's file ended the program (SystemExit: {text})"
     if isinstance(error, ModuleNotFoundError):
-        text += " (looked beside the file, in the chain root and among the installed packages)"
+        text += " (looked next to the file, in the chain root and among the installed packages)"
     return f"{place}: {type(error).__name__}{f': {text}' if text else ''}"
 
 
 def _place(error: BaseException) -> Place | None:
-    """The innermost line of the user's code the error passed."""
+    """The innermost line of the user's code in the traceback; None if there is none."""
     place, traceback = None, error.__traceback__
     while traceback is not None:
         file = traceback.tb_frame.f_code.co_filename
@@ -203,7 +204,7 @@ def _place(error: BaseException) -> Place | None:
 
 
 def _chosen(module: ModuleType, name: str, source: ChainSource) -> tuple[str, Chain | FunctionType]:
-    """(variable, chain or factory): the one named, or the only one."""
+    """(variable, chain or factory) of the given name, or the only one."""
     chains = _chains(module)
     if name:
         return _named(module, name, chains, source)
@@ -227,12 +228,12 @@ def _only_factory(module: ModuleType, source: ChainSource) -> tuple[str, Functio
 
 
 def _factories(module: ModuleType) -> dict[str, FunctionType]:
-    """The factories the module itself declares."""
+    """The factories that the module itself declares."""
     return {name: value for name, value in vars(module).items() if is_factory(value) and value.__module__ == module.__name__}
 
 
 def _chains(module: ModuleType) -> dict[str, Chain]:
-    """The chains at module level, each once, under the first of its variables."""
+    """Variable -> chain at module level; each chain appears once, under its first variable."""
     found: dict[Chain, str] = {}
     for variable, value in vars(module).items():
         if isinstance(value, Chain):

@@ -1,7 +1,7 @@
 """The data in objects, as text: tables, arrays, bound methods, partials, the user's objects, and containers of them.
 
-Objects without data count by the name of their type, and so do objects that differ in every process: locks, clients,
-paths, random number generators.
+Objects without data are represented by the name of their type, and so are objects that differ in every process: locks,
+clients, paths, random number generators.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from chainette.core.usercode.data_text import IdentityKey, canonical, without_pl
 
 __all__ = ["Counted", "held_at_first", "same_name"]
 
-#: Classes of the standard library that Python 3.13 renamed -> their names before, so that a run may go on under either.
+#: Classes of the standard library that Python 3.13 renamed -> their old names, so that a run can be resumed with either.
 _RENAMED = {"_TypedCacheSpecialForm": "_LiteralSpecialForm"}
 
 _PLAIN = (str, int, float, bytes, bytearray)
@@ -32,26 +32,26 @@ _COPIED = frozenset(
     | {"xml"}
 )
 
-#: How a table or a column of a library gives its values.
+#: Methods by which a table or a column of a library returns its values.
 _LISTED = ("to_pydict", "to_pylist", "to_list", "tolist")
 
 
 def same_name(name: str) -> str:
-    """The name of a class, the same in every version of Python."""
+    """The name of a class, which is the same in every version of Python."""
     return _RENAMED.get(name, name)
 
 
 @dataclass(frozen=True)
 class Counted:
-    """The objects that count as the user's."""
+    """Tells which objects are the user's."""
 
     package: str
-    #: The attributes of an object that count; None if its class is not the user's.
+    #: The relevant attributes of an object; None if its class is not the user's.
     attributes: Callable[[Any], Mapping[str, Any] | None] = field(compare=False)
 
 
 def held_at_first(value: Any, counted: Counted, file: str = "") -> str:
-    """All data that can be reached from a value, as they were at the first call."""
+    """All data that can be reached from a value, as text, as they were at the first call."""
     return _held_at_first(IdentityKey(value), counted, file)
 
 
@@ -65,7 +65,7 @@ def _held_at_first(held: IdentityKey, counted: Counted, file: str) -> str:
 
 
 class _ObjectWalk:
-    """One walk; objects that contain themselves are visited once."""
+    """One walk over objects; an object that contains itself is visited once."""
 
     def __init__(self, counted: Counted) -> None:
         self._counted = counted

@@ -1,7 +1,7 @@
 """Parameters of a chain's factory: `def make(tone: Literal["formal", "casual"] = "formal") -> Chain`.
 
-Values come as text (`--set tone=casual`), are validated by the parameter's annotation, and are recorded as JSON. Text and
-JSON are two spellings of one value: `text_of` turns a recorded value into the text that gives it again.
+Values are given as text (`--set tone=casual`), validated by the parameter's annotation, and recorded as JSON. Text and
+JSON are two notations of one value: `text_of` turns a recorded value into the text that gives it again.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ __all__ = [
     "text_of",
 ]
 
-#: Chooses the values of a factory's parameters, by name. Parameters it leaves out keep their defaults.
+#: Chooses the values of a factory's parameters, by name. Parameters without a value keep their defaults.
 Values = Callable[[Sequence["Parameter"]], dict[str, Any]]
 
-#: Parameter -> texts that may stand for its value.
+#: Parameter -> the texts that are allowed for its value.
 Offered = Mapping[str, Sequence[str]]
 
-#: Names of parameters that would hold a key.
+#: Names of parameters that would hold a secret key.
 _KEY = re.compile(
     r"(^|_)(api_?keys?|access_?keys?|private_?keys?|auth_?keys?|secrets?|secret_?keys?|passwords?|passwd|passphrase"
     r"|credentials?|token)$",
@@ -54,9 +54,9 @@ _KEY = re.compile(
 )
 _NUMBERS = (int, float, bool)
 
-#: Parameters a factory cannot have.
+#: Kinds of parameters that a factory cannot have, with the reason.
 _NAMELESS = {
-    inspect.Parameter.POSITIONAL_ONLY: "{} has no name for its caller (it stands before `/`)",
+    inspect.Parameter.POSITIONAL_ONLY: "{} cannot be given by name (it is before `/`)",
     inspect.Parameter.VAR_POSITIONAL: "*{} takes values without names",
     inspect.Parameter.VAR_KEYWORD: "**{} takes any name",
 }
@@ -71,7 +71,7 @@ class Parameter:
     type: Any
     #: `inspect.Parameter.empty` if a value must be given.
     default: Any
-    #: The annotation as its author wrote it.
+    #: The annotation, as its author wrote it.
     written: str
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class Parameter:
 
     @cached_property
     def _adapter(self) -> TypeAdapter[Any] | None:
-        """None if pydantic does not know the type."""
+        """The adapter of the type; None if pydantic does not know the type."""
         try:
             return TypeAdapter(self.type)
         except (PydanticUserError, NameError):
@@ -91,11 +91,11 @@ class Parameter:
 
     @property
     def readable(self) -> bool:
-        """Whether a text can stand for a value."""
+        """Whether a value can be given as text."""
         return self._adapter is not None
 
     def parsed(self, text: str) -> Any:
-        """The value a text stands for: the text itself, pydantic's conversion of it, or JSON.
+        """The value of a text: the text itself, pydantic's conversion of it, or JSON.
 
         Raises:
             ParameterError: it does not fit the annotation.
@@ -124,17 +124,17 @@ class Parameter:
         return self.text(self.default)
 
     def text(self, value: Any) -> str | None:
-        """The text that stands for a value; None if no text does."""
+        """The text for a value; None if no text gives it."""
         plain = self.plain(value)
         return None if plain is msgspec.UNSET else text_of(plain)
 
     def shown(self, value: Any) -> str:
-        """The value for people."""
+        """The value, as it is shown to people."""
         plain = self.plain(value)
         return repr(value) if plain is msgspec.UNSET else json.dumps(plain, ensure_ascii=False)
 
     def plain(self, value: Any) -> Any:
-        """The value as JSON can hold it; UNSET if it cannot."""
+        """The value as plain JSON data; UNSET if it cannot be written as JSON."""
         if self._adapter is None:
             return msgspec.UNSET
         try:
@@ -147,7 +147,7 @@ class Parameter:
 
 
 def text_of(value: Any) -> str:
-    """The text that stands for a recorded value."""
+    """The text for a recorded value."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -156,11 +156,11 @@ def _problems(error: ValidationError) -> str:
     return public_name("; ".join(found))
 
 
-# -- of a factory
+# -- of factories
 
 
 def is_factory(value: Any) -> TypeGuard[FunctionType]:
-    """Whether it is a function annotated to return a Chain. No other function is ever called."""
+    """Whether a value is a function that is annotated to return a Chain. No other function is ever called."""
     if not isinstance(value, FunctionType) or inspect.iscoroutinefunction(value):
         return False
     returned = _hints(value).get("return")
@@ -178,7 +178,7 @@ def parameters_of(factory: FunctionType) -> tuple[Parameter, ...]:
     """The parameters of a factory.
 
     Raises:
-        LoadError: values cannot be given for one of them; with the factory's line.
+        LoadError: values cannot be given for one of them; the message has the factory's line.
     """
     hints = _hints(factory)
     code = inspect.unwrap(factory).__code__
@@ -191,7 +191,7 @@ def _checked(factory: FunctionType, place: Place, found: inspect.Parameter, hint
     if found.kind in _NAMELESS:
         raise LoadError(
             f"{where}: {_NAMELESS[found.kind].format(found.name)}; "
-            f"a factory's parameters are like `tone: str` or `tone: str = 'formal'`"
+            f"write the parameters of a factory as `tone: str` or `tone: str = 'formal'`"
         )
     kind = hints.get(found.name, _type_of_default(found.default))
     _refuse_keys(where, found.name, kind)
@@ -202,7 +202,7 @@ def _checked(factory: FunctionType, place: Place, found: inspect.Parameter, hint
 
 
 def _written(kind: Any, module: str) -> str:
-    """A type as its author writes it; an enum with its values."""
+    """A type as its author would write it; an enum with its values."""
     if isinstance(kind, type) and issubclass(kind, Enum):
         return f"{kind.__name__}{tuple(member.value for member in kind)!r}"
     if isinstance(kind, type) and not get_args(kind):
@@ -211,15 +211,15 @@ def _written(kind: Any, module: str) -> str:
 
 
 def _type_of_default(default: Any) -> Any:
-    """The type of a parameter without annotation."""
+    """The type of a parameter that has no annotation."""
     return str if default is None or default is inspect.Parameter.empty else type(default)
 
 
 def _refuse_keys(where: str, name: str, kind: Any) -> None:
-    """Raises LoadError for a parameter whose value would be a key: values are recorded and shown."""
+    """Raises LoadError for a parameter whose value would be a secret key, because values are recorded and shown."""
     if {SecretStr, SecretBytes} & {*_parts(kind)} or (_KEY.search(name) and kind not in _NUMBERS):
         raise LoadError(
-            f"{where}: {name} would hold a key, and the values of parameters are recorded where everyone can read them; "
+            f"{where}: {name} would hold a secret key, but the values of parameters are recorded and shown; "
             f"name the environment variable that holds the key instead: register_engine(..., api_key_env='NAME')"
         )
 
@@ -251,8 +251,8 @@ def settings_of(words: Iterable[str]) -> dict[str, list[str]]:
 def given(texts: Mapping[str, str], kept: Mapping[str, Any] | None = None) -> Values:
     """Values given as text. `kept` are recorded values for parameters without a text; those of removed parameters are ignored.
 
-    Raises (the values):
-        ParameterError: a name is unknown or missing, or a text does not fit; with every problem.
+    Raises (when the values are chosen):
+        ParameterError: a name is unknown or missing, or a text does not fit; the message has every problem.
     """
 
     def values(parameters: Sequence[Parameter]) -> dict[str, Any]:
@@ -283,11 +283,11 @@ def _unknown(name: str, text: str, known: Mapping[str, Parameter]) -> str:
 
 
 def agreed(wanted: Mapping[str, Any], offered: Offered) -> Values:
-    """The values a run was enqueued with, built from this process's own texts and defaults.
+    """The values with which a run was enqueued, built from this process's own texts and defaults.
 
-    The wanted values come from Redis: they are compared and never used.
+    The `wanted` values come from Redis: they are only compared with, and never used.
 
-    Raises (the values):
+    Raises (when the values are chosen):
         ParameterError: a value is neither offered nor the default.
     """
 
@@ -310,7 +310,7 @@ def agreed(wanted: Mapping[str, Any], offered: Offered) -> Values:
 
 
 def set_flags(values: Mapping[str, Any]) -> str:
-    """The flags that give these values, as a shell takes them."""
+    """The command-line flags that give these values, quoted for a shell."""
     return shlex.join([word for name, value in values.items() for word in ("--set", f"{name}={text_of(value)}")])
 
 
@@ -326,7 +326,7 @@ def _differs(parameter: Parameter, text: str, offered: Offered) -> str:
     here = " or ".join(offered.get(parameter.name, ())) or (
         "nothing" if parameter.required else parameter.shown(parameter.default)
     )
-    return f"{parameter.name} is {text} where it was enqueued, and {here} here"
+    return f"{parameter.name} is {text} where it was enqueued, but {here} here"
 
 
 def recorded(parameters: Iterable[Parameter], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,9 +24,9 @@ def _library_folders() -> tuple[Path, ...]:
 
 @lru_cache(maxsize=4096)
 def is_library(file: str) -> bool:
-    """Whether a file belongs to Python, to an installed package or to Chainette, and not to the user.
+    """Whether a file belongs to Python, to an installed package or to Chainette, rather than to the user.
 
-    Names without a file (`<string>`) count as a library's.
+    Names without a file, such as `<string>`, count as libraries.
     """
     if file.startswith("<"):
         return True
@@ -37,7 +37,7 @@ def is_library(file: str) -> bool:
 
 
 def is_part(path: Path, root: Path) -> bool:
-    """Whether a file a chain reads counts for its digest: below the root, not hidden, and the user's own."""
+    """Whether a file that a chain reads is part of its digest: it is below the root, not hidden, and the user's own."""
     if not path.is_relative_to(root) or is_library(str(path)) or not path.is_file():
         return False
     parts = path.relative_to(root).parts
@@ -47,8 +47,8 @@ def is_part(path: Path, root: Path) -> bool:
 def source_tree(file: str, module: Mapping[str, Any]) -> ast.Module | None:
     """The syntax tree of a module's file; None if there is no source.
 
-    `module` are the module's globals: if its loader kept the source it executed, that source is used, so that
-    an edit after the import does not matter.
+    `module` has the module's globals: if its loader kept the source that it executed, that source is used, so that
+    later edits of the file do not matter.
     """
     source = _kept_source(file, module)
     if source is None:

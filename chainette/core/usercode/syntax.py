@@ -1,4 +1,4 @@
-"""Finding definitions and names in syntax trees."""
+"""Finds definitions and names in syntax trees."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def function_node(tree: ast.Module, code: CodeType) -> ast.AST | None:
-    """The node that `code` was compiled from."""
+    """The node from which `code` was compiled; None if it is not in the tree."""
     if code.co_name == "<lambda>":
         return _lambda_node(tree, code)
     for node in ast.walk(tree):
@@ -36,7 +36,7 @@ def function_node(tree: ast.Module, code: CodeType) -> ast.AST | None:
 
 
 def _lambda_node(tree: ast.Module, code: CodeType) -> ast.AST | None:
-    """The innermost lambda whose body holds every position of `code`; several may share a line."""
+    """The innermost lambda whose body contains every position of `code`; a line may hold several lambdas."""
     spans = [(start, left, end, right) for start, end, left, right in code.co_positions() if right]
     fitting = [
         node
@@ -54,7 +54,7 @@ def _inside(span: tuple[int | None, int | None, int | None, int | None], body: a
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Everything below a node that is neither inside a nested function or class, nor an expression."""
+    """All nodes below a node, except expressions and the contents of nested functions and classes."""
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, ast.expr):
             yield child
@@ -78,7 +78,7 @@ def assignments(tree: ast.Module, name: str) -> list[ast.AST]:
 
 
 def targets(statement: ast.AST) -> set[str]:
-    """The names an assignment sets."""
+    """The names that an assignment sets."""
     if not isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
         return set()
     targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
@@ -86,7 +86,7 @@ def targets(statement: ast.AST) -> set[str]:
 
 
 def is_passed_on(node: ast.AST, name: str) -> bool:
-    """Whether a name is used somewhere without a dot after it: `getattr(helpers, ...)`, `h = helpers`."""
+    """Whether a name is used anywhere without a dot after it, as in `getattr(helpers, ...)` or `h = helpers`."""
     dotted = {id(part.value) for part in ast.walk(node) if isinstance(part, ast.Attribute)}
     return any(isinstance(part, ast.Name) and part.id == name and id(part) not in dotted for part in ast.walk(node))
 
@@ -97,7 +97,7 @@ def code_text(code: CodeType) -> str:
 
 
 def global_names(code: CodeType) -> set[str]:
-    """Globals the code and its nested functions load."""
+    """The globals that the code and its nested functions load."""
     names = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -112,7 +112,7 @@ def names_outside_body(node: ast.AST) -> set[str]:
 
 
 def dump(node: Any) -> str:
-    """A tree as text without positions, docstrings and empty fields: the same in every version of Python."""
+    """A tree as text without positions, docstrings and empty fields, so that it is the same in every version of Python."""
     if isinstance(node, list):
         return "[" + ",".join(map(dump, node)) + "]"
     if not isinstance(node, ast.AST):

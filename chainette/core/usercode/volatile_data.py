@@ -1,6 +1,6 @@
-"""Finds data in the user's code that differ between two processes, by its syntax alone.
+"""Finds data in the user's code that may differ between two processes, by syntax alone.
 
-These are state that changes while rows are computed, values of the clock or of the process, and the order of sets.
+Such data are state that changes while rows are computed, values from the clock or the process, and the order of sets.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from functools import lru_cache
 
 __all__ = ["differs_by_process", "from_a_set", "names_of_own_state", "names_of_state", "origins_of"]
 
-#: Calls whose value depends on the time, machine or process of the import.
+#: Calls whose result depends on the time, machine or process of the import.
 _OF_A_PROCESS = frozenset(
     {"now", "utcnow", "today", "time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "uuid1"}
     | {"uuid4", "getpid", "getppid", "get_ident", "gethostname", "mkdtemp", "mkstemp", "gettempdir", "cpu_count"}
     | {"TemporaryDirectory", "NamedTemporaryFile", "token_hex", "token_bytes", "token_urlsafe", "urandom", "getnode"}
 )
 
-#: Methods that change their object.
+#: Methods that change their object in place.
 _CHANGING = frozenset(
     {"append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "discard", "clear"}
     | {"appendleft", "extendleft", "popleft", "subtract"}
@@ -26,13 +26,13 @@ _CHANGING = frozenset(
 
 
 def differs_by_process(statements: Iterable[ast.AST]) -> bool:
-    """Whether assignments take a value from the clock or from the process, which differs at every resume."""
+    """Whether assignments use a value of the clock or the process, which differs at every resume."""
     calls = (part.func for statement in statements for part in ast.walk(statement) if isinstance(part, ast.Call))
     return any(getattr(call, "attr", getattr(call, "id", "")) in _OF_A_PROCESS for call in calls)
 
 
 def origins_of(tree: ast.Module, statements: Iterable[ast.AST]) -> list[ast.AST]:
-    """The statements, the ones that set the globals they use, and the returns of the functions they call."""
+    """The statements, those that set the globals they use, and the returns of the functions they call."""
     tops = _tops(tree)
     found: dict[int, ast.AST] = {}
     pending = [*statements]
@@ -60,7 +60,7 @@ def _tops(tree: ast.Module) -> dict[str, list[ast.AST]]:
 
 
 def from_a_set(statements: Iterable[ast.AST]) -> bool:
-    """Whether assignments go through a set, whose order differs in every process."""
+    """Whether assignments use a set, whose order differs in every process."""
     parts = (part for statement in statements for part in ast.walk(statement))
     return any(
         isinstance(part, (ast.Set, ast.SetComp)) or (isinstance(part, ast.Name) and part.id in ("set", "frozenset"))
@@ -122,7 +122,7 @@ def _called(parts: Iterable[ast.AST]) -> set[str]:
 
 
 def _changed_by(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
-    """The globals a function rebinds or changes in place."""
+    """The globals that a function rebinds or changes in place."""
     parts = [*ast.walk(function)]
     declared = {name for part in parts if isinstance(part, ast.Global) for name in part.names}
     own = {part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
@@ -141,7 +141,7 @@ def _is_changed(part: ast.Subscript | ast.Attribute) -> bool:
 
 
 def _base(node: ast.expr) -> str:
-    """The name an expression like `cache[key].items` begins with."""
+    """The name at the start of an expression such as `cache[key].items`."""
     while isinstance(node, (ast.Subscript, ast.Attribute)):
         node = node.value
     return node.id if isinstance(node, ast.Name) else ""

@@ -175,7 +175,7 @@ def same_chain(order: Order, places: Places, state: RunState | None = None) -> t
         raise Elsewhere(f"{order.chain_ref} cannot be loaded here: {error}") from error
     if loaded.digest != order.digest:
         raise Elsewhere(
-            f"{order.chain_ref} has digest {loaded.digest[:12]} below {root}, and {order.digest[:12]} where it was enqueued"
+            f"{order.chain_ref} has digest {loaded.digest[:12]} below {root}, but {order.digest[:12]} where it was enqueued"
         )
     size = order.options.batch_size if state is None else state.run.settings.get("batch_size")
     options = replace(places.options(order), batch_size=size, parameters=loaded.parameters)

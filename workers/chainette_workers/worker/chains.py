@@ -192,4 +192,4 @@ class ChainDiffers(Exception):
 
 def _require(what: str, here: str, there: str, hint: str) -> None:
     if here != there:
-        raise ChainDiffers(f"{what}has digest {here[:12]} here, and {there[:12]} where it was enqueued{hint}")
+        raise ChainDiffers(f"{what}has digest {here[:12]} here, but {there[:12]} where it was enqueued{hint}")

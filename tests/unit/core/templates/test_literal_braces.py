@@ -61,9 +61,9 @@ def test_a_prompt_that_mentions_a_value_is_left_alone(user: str) -> None:
 
 @pytest.mark.parametrize("user", ["", "Write a poem", "{# {{ text }} #}", "{}", "{{ range(3) | join }}"])
 def test_a_prompt_that_mentions_no_value_is_named(user: str) -> None:
-    assert warnings(user, system="Be brief") == [
-        "step 'ask': the prompts mention no value of their row, so all rows ask the same; write a value like {{ text }}"
-    ]
+    [words] = warnings(user, system="Be brief")
+    assert words.startswith("step 'ask': the prompts mention no value of their row, so every row asks the same question; ")
+    assert words.endswith("; write a value like {{ text }}")
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,7 @@ def test_a_name_that_is_an_id_and_a_field_is_the_id_with_a_warning() -> None:
 
     found = findings("{{ extract.nme }} {{ extract.name }} {{ row_id }}", Clash)
     assert [finding.warning for finding in found] == [True, False, True]
-    assert "write input.extract for it" in found[0].message
+    assert "write input.extract for the field" in found[0].message
     assert "'extract' (Product) has no field 'nme'" in found[1].message
 
 

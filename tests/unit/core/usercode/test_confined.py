@@ -111,7 +111,7 @@ def test_a_reference_that_leads_out_of_the_root_executes_nothing(root: Path, nam
 
 def test_a_file_below_the_root_is_executed_only_with_the_digest_that_was_enqueued(root: Path) -> None:
     claim = claim_of(root)
-    with pytest.raises(ClaimRefused, match=r"has digest \w{12} here, and 00 where"):
+    with pytest.raises(ClaimRefused, match=r"has digest \w{12} here, but 00 where"):
         load_chain("chain.py", root, claim=ChainClaim("00", claim.files))
     assert executed(root) == []
     for reference in ("chain.py", str(root / "chain.py"), "./chain.py:chain"):

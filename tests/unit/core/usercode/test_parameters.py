@@ -213,7 +213,7 @@ def test_a_function_that_does_not_say_that_it_returns_a_chain_is_never_called(tm
     [
         ("*names: str", "*names takes values without names"),
         ("**names: str", "**names takes any name"),
-        ("x: int, /", "x has no name for its caller"),
+        ("x: int, /", "x cannot be given by name"),
         ("x: object", "--set x=VALUE is missing"),
         ("x: type(len)", "no text can be read as"),
     ],
@@ -294,11 +294,11 @@ def test_values_that_others_ask_for_are_taken_only_if_they_were_offered_or_are_d
     wanted = {"tone": "casual", "languages": ["French"], "top": None, "loose": 5}
     loaded = agree(tmp_path, wanted, tone=["formal", "casual"], other=["1"])
     assert loaded.parameters == wanted
-    with pytest.raises(ParameterError, match="tone is casual where it was enqueued, and nothing here"):
+    with pytest.raises(ParameterError, match="tone is casual where it was enqueued, but nothing here"):
         agree(tmp_path, wanted)
-    with pytest.raises(ParameterError, match="tone is casual where it was enqueued, and formal or rude here"):
+    with pytest.raises(ParameterError, match="tone is casual where it was enqueued, but formal or rude here"):
         agree(tmp_path, wanted, tone=["formal", "rude"])
-    with pytest.raises(ParameterError, match="loose is 6 where it was enqueued, and 5 here"):
+    with pytest.raises(ParameterError, match="loose is 6 where it was enqueued, but 5 here"):
         agree(tmp_path, {**wanted, "loose": 6}, tone=["casual"])
 
 

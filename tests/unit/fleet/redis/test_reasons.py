@@ -80,7 +80,7 @@ def test_a_process_that_enqueued_and_is_gone_is_missed_by_its_run() -> None:
 
 
 def test_what_live_workers_and_services_refuse_is_told_and_what_dead_ones_did_is_not() -> None:
-    words = "chain.py has digest aaa here, and bbb where it was enqueued"
+    words = "chain.py has digest aaa here, but bbb where it was enqueued"
     assert said(fields={"refused:w-1": words, "refused:w-0": "of a worker that is gone"}) == [words]
 
 
