@@ -18,7 +18,7 @@ from chainette.core.check import fills_defaults_only, json_kind, misfits, model_
 from chainette.core.compile_loop import check_loop, compile_loop
 from chainette.core.compile_route import certain, check_route, compile_route
 from chainette.core.compile_samples import compile_samples, value_at_end
-from chainette.core.elements import Flow, first_nodes, fork_id, target_of
+from chainette.core.compile_scope import Flow, first_nodes, fork_id, target_of
 from chainette.core.forks import Fork, Join, Rounds, Side
 from chainette.core.identity import fingerprint_of, rescue_of
 from chainette.core.loop import Loop

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, create_model
 from chainette.core.annotations import NONE, members, type_name, union_of
 from chainette.core.apply import ApplyNode
 from chainette.core.compile_route import require_bool, type_of
+from chainette.core.compile_scope import Flow, fork_id, target_of
 from chainette.core.condition import Condition
 from chainette.core.decision import LastRound, way_branch
-from chainette.core.elements import Flow, fork_id, target_of
 from chainette.core.forks import Join, Rounds, Side
 from chainette.core.loop import Judge, Loop
 from chainette.core.plan_node import NodeKind, PlanNode, Round

@@ -13,9 +13,9 @@ import msgspec
 from chainette.core.annotations import NONE, allowed_values, list_of, members, type_name, union_of
 from chainette.core.apply import ApplyNode
 from chainette.core.compile_samples import value_at_end
+from chainette.core.compile_scope import Flow, fork_id, target_of
 from chainette.core.condition import Condition
 from chainette.core.decision import Way, way_branch
-from chainette.core.elements import Flow, fork_id, target_of
 from chainette.core.forks import Choice, Join, Side
 from chainette.core.plan_node import NodeKind, PlanNode
 from chainette.core.route import Chooser, Route, case_key

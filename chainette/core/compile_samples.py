@@ -10,7 +10,7 @@ from chainette.core.annotations import list_of
 from chainette.core.apply import ApplyNode
 from chainette.core.branch import Element
 from chainette.core.candidates import Picker, candidates_of
-from chainette.core.elements import Flow, fork_id
+from chainette.core.compile_scope import Flow, fork_id
 from chainette.core.forks import Join, Samples
 from chainette.core.plan_node import NodeKind
 from chainette.core.step import Step

@@ -24,17 +24,17 @@ from chainette.engine.model_files import files_of
 from chainette.engine.price import Cost
 from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.same_input import require_same_beginning
+from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir, publish
-from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.run_state import RunState
 from chainette.run.answer_sources import AnswerSources
 from chainette.run.forecast import Forecast, Walk
 from chainette.run.kept_rows import KeptRows, LoggedUnits
 from chainette.run.options import RunOptions
+from chainette.run.plan_sample import open_counted
 from chainette.run.recorded_options import reused_by
 from chainette.run.same_chain import changed_parameters
-from chainette.run.sample import open_counted
 from chainette.run.session import open_answers, roots_of
 from chainette.run.step_estimates import EarlierRuns, StepEstimate, StepEstimates
 from chainette.run.stored_answers import require_runs

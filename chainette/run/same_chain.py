@@ -11,9 +11,9 @@ from chainette.core.usercode.parameters import set_flags
 from chainette.errors import ChainChanged
 from chainette.io.rundir.changes import FLATTENED, rescues_between
 from chainette.io.rundir.dependents import affected_by, lost_nodes, starts_of
+from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.io.rundir.open import again_in_python
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.run_state import RunState
 from chainette.records import CHAIN_INPUT
 from chainette.run.selected_rows import changes_since, stale_starts

@@ -28,7 +28,7 @@ from chainette.io.inputs.roots_ahead import Root
 from chainette.io.inputs.validate import InputModel
 from chainette.io.rundir.accepted_rows import has_enough, may_begin
 from chainette.io.rundir.event_types import EngineLoaded, EngineReleased, Event, RunResumed, RunStarted
-from chainette.io.rundir.plan_graph import graph_of
+from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.run_state import Status
 from chainette.io.rundir.writer import RunWriter

@@ -18,7 +18,7 @@ from chainette.core.chain import ArrowStream, Chain, Inputs
 from chainette.core.plan import Plan
 from chainette.engine.budget import budget_of, engine_limits
 from chainette.errors import InputError
-from chainette.io.inputs.frames import spool_frame
+from chainette.io.inputs.data_frames import spool_frame
 from chainette.io.inputs.growing_file import GrowingFile, RowSource
 from chainette.io.inputs.hub import HubRows, is_hub
 from chainette.io.inputs.locate import open_growing, open_input
@@ -30,10 +30,10 @@ from chainette.io.inputs.spool import spool
 from chainette.io.inputs.validate import InputModel, columns_of
 from chainette.io.rundir.directory_swap import finish_swap
 from chainette.io.rundir.event_types import RunCreated
+from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.io.rundir.logged_paths import placed_below, placed_input, way_to
 from chainette.io.rundir.open import claim_directory, create, git_commit, versions
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.scratch import Scratch
 from chainette.io.rundir.writer import RunWriter

@@ -23,7 +23,7 @@ from chainette.engine.base import Completion, Request
 from chainette.hooks import Hook
 from chainette.io.rundir.event_types import Event
 from chainette.io.rundir.progress import Progress
-from chainette.screen.lines import total_line, view_lines
+from chainette.screen.live_layout import total_line, view_lines
 from chainette.utils.terminal_text import visible_line
 
 __all__ = ["Bars", "NotebookBars", "TerminalBars"]

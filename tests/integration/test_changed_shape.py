@@ -20,7 +20,7 @@ from chainette.hooks import Hook
 from chainette.io.rundir.changes import changes_between
 from chainette.io.rundir.event_log import read_log
 from chainette.io.rundir.event_types import Event, UnitCommitted
-from chainette.io.rundir.plan_graph import graph_of
+from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.io.rundir.replay import replay
 from chainette.io.rundir.result import RunResult
 from chainette.run.executor import resume

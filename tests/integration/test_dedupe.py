@@ -17,15 +17,15 @@ from chainette.core.compile import compile_chain
 from chainette.engine.base import Cause, Completion, Finish, Request
 from chainette.errors import DeclarationError, DiskError, EngineUnavailable
 from chainette.io.rundir.changes import changes_between
+from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.run_state import Status
 from chainette.run.blame import FAILURES
 from chainette.run.blocking import block
 from chainette.run.estimate import estimate
 from chainette.run.executor import resume, retry_rejected
 from chainette.run.options import RunOptions
-from chainette.run.sample import sample
+from chainette.run.plan_sample import sample
 from chainette.run.step_estimates import StepEstimate
 from tests.support.patience import LONG
 from tests.support.scripted import Script, ask_of, row_of, scripted, user_text

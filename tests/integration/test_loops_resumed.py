@@ -13,7 +13,7 @@ from chainette.core.compile import compile_chain
 from chainette.errors import ChainChanged, DeclarationError, RunDirectoryError
 from chainette.io.rundir.changes import changes_between
 from chainette.io.rundir.graph import Graph
-from chainette.io.rundir.plan_graph import graph_of
+from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.run.ask import row_seed
 from chainette.run.executor import resume, retry_rejected
 from tests.support.revising import Draft, N, Verdict, draft, ends, judge, refusal, revise, rounds, run, seen

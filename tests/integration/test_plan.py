@@ -24,7 +24,7 @@ from chainette.run.blocking import block
 from chainette.run.estimate import Estimate, estimate, save
 from chainette.run.executor import resume
 from chainette.run.options import RunOptions
-from chainette.run.sample import sample
+from chainette.run.plan_sample import sample
 from tests.integration.test_costs import EACH, PRICE, answer
 from tests.integration.test_costs import chain as two_steps
 from tests.support.chains import Facts, Text, Word, everything, split, write_inputs

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chainette.core.compile import compile_chain
+from chainette.core.document.chain_writer import as_yaml
 from chainette.core.document.editor_schema import editor_schema
-from chainette.core.document.parts import parts_of
-from chainette.core.document.written import as_yaml
+from chainette.core.document.yaml_parts import parts_of
 from chainette.core.loop import Loop
 from chainette.core.plan import Plan
 from chainette.core.route import Route

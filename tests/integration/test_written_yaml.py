@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chainette.core.compile import compile_chain
-from chainette.core.document.written import as_yaml
+from chainette.core.document.chain_writer import as_yaml
 from chainette.core.plan import Plan
 from chainette.core.step import Step
 from chainette.core.usercode.loading import load_chain

@@ -28,7 +28,7 @@ from chainette.core.compile import compile_chain
 from chainette.core.plan import Plan
 from chainette.engine import backends
 from chainette.engine.config import EngineRegistry, using_registry
-from chainette.io.rundir import card, chain_marks, plan_graph
+from chainette.io.rundir import card, chain_marks, graph_of_plan
 from chainette.io.rundir import open as open_module
 from chainette.io.tables import column_types, schema_file
 from chainette.run import unit_worker
@@ -60,7 +60,7 @@ _LOOKS = {
 
 #: Pure functions that take long. They are asked once per argument, whichever module calls them.
 _PURE = (
-    plan_graph.graph_of,
+    graph_of_plan.graph_of,
     chain_marks.marks_of,
     card.render_card,
     schema_file.schema_file,

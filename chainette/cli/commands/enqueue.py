@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from chainette.cli.bundles import Task, Telling
 from chainette.cli.commands.run import StreamWriter
 from chainette.cli.common import guarded
 from chainette.cli.drive_flags import FleetDriveFlags
+from chainette.cli.flag_bundles import Task, Telling
 from chainette.cli.signature import Hidden
 from chainette.core.run_settings import RunSettings
 from chainette.utils.garbage_collection import importing

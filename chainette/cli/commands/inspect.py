@@ -24,7 +24,7 @@ from chainette.core.usercode.loading import LoadedChain
 from chainette.core.usercode.parameters import text_of
 from chainette.engine.preflight import foreseen
 from chainette.errors import PlanError, Problem
-from chainette.io.rundir.plan_graph import graph_of
+from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.utils.plurals import counted
 
 __all__ = ["inspect", "inspect_dag"]
@@ -128,7 +128,7 @@ def _problems(problems: Iterable[Problem]) -> list[dict[str, Any]]:
 
 
 def _print_yaml(loaded: LoadedChain) -> None:
-    from chainette.core.document.written import as_yaml  # noqa: PLC0415 - pyyaml, for this flag only
+    from chainette.core.document.chain_writer import as_yaml  # noqa: PLC0415 - pyyaml, for this flag only
 
     text, unsaid = as_yaml(loaded.chain)
     tell(text.rstrip())

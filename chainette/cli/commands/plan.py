@@ -13,8 +13,8 @@ import anyio
 import msgspec
 import typer
 
-from chainette.cli.bundles import Task
 from chainette.cli.common import command_line, guarded, print_json, warn
+from chainette.cli.flag_bundles import Task
 from chainette.cli.flags import AsJson, Select
 from chainette.cli.launch import load_plan
 from chainette.cli.screen.tables import console, new_table
@@ -26,7 +26,7 @@ from chainette.io.rundir.open import read_created
 from chainette.io.rundir.paths import RunDir
 from chainette.run.estimate import Estimate, estimate, save
 from chainette.run.options import RunOptions
-from chainette.run.sample import sample
+from chainette.run.plan_sample import sample
 from chainette.run.step_estimates import StepEstimate
 from chainette.screen.numbers import amount, clock, dollars
 from chainette.utils.plurals import counted

@@ -12,8 +12,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from chainette.cli.bundles import Telling
 from chainette.cli.common import command_line, for_scripts, guarded, is_terminal, print_json, tell
+from chainette.cli.flag_bundles import Telling
 from chainette.cli.flags import AsJson, RunDirectory, Yes
 from chainette.cli.launch import launch, require_trust
 from chainette.cli.screen.tables import console, new_table

@@ -10,10 +10,10 @@ from typing import Annotated
 import msgspec
 import typer
 
-from chainette.cli.bundles import Telling
 from chainette.cli.common import command_line, guarded, tell, warn
 from chainette.cli.directory_status import can_go_on, is_working
 from chainette.cli.drive_flags import ResumedDriveFlags, over_redis, reached
+from chainette.cli.flag_bundles import Telling
 from chainette.cli.flags import RunDirectory, Select, Settings, Yes
 from chainette.cli.launch import launch, require_trust, texts_of
 from chainette.cli.option_advice import advice_on

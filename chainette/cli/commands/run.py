@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from chainette.cli.bundles import Task, Telling
 from chainette.cli.common import guarded
 from chainette.cli.drive_flags import DriveFlags
+from chainette.cli.flag_bundles import Task, Telling
 from chainette.core.run_settings import RunSettings
 from chainette.utils.garbage_collection import importing
 

@@ -40,7 +40,7 @@ from chainette.io.rundir.open import read_created, read_state, require_shards
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.progress import Progress
 from chainette.io.rundir.run_state import RunState
-from chainette.screen.lines import view_lines
+from chainette.screen.live_layout import view_lines
 from chainette.utils.plurals import counted_of
 
 if TYPE_CHECKING:

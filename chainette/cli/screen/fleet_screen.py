@@ -20,7 +20,7 @@ from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.costs import plain_cost
 from chainette.io.rundir.progress import EngineView, Progress
-from chainette.screen.lines import fitting, view_lines
+from chainette.screen.live_layout import fitting, view_lines
 from chainette.screen.numbers import amount, clock, short
 from chainette.utils.plurals import counted, counted_of
 from chainette.utils.terminal_text import visible_line

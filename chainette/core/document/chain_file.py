@@ -8,7 +8,7 @@ from types import ModuleType
 
 from chainette.core.document.code import Code
 from chainette.core.document.declarations import chain_of
-from chainette.core.document.parts import parts_of
+from chainette.core.document.yaml_parts import parts_of
 from chainette.core.usercode.importer import PrivateImporter
 from chainette.errors import LoadError
 

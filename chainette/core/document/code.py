@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from chainette.core.apply import ApplyNode
-from chainette.core.document.parts import Part, parts_of
+from chainette.core.document.yaml_parts import Part, parts_of
 from chainette.core.usercode.confined import confined_file
 from chainette.core.usercode.importer import PrivateImporter
 from chainette.core.usercode.source import is_part

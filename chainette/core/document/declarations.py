@@ -24,7 +24,7 @@ from chainette.core.document.chain_keys import (
 from chainette.core.document.code import Code, is_reference
 from chainette.core.document.faults import Faults
 from chainette.core.document.models import Models, missing_model
-from chainette.core.document.parts import Part
+from chainette.core.document.yaml_parts import Part
 from chainette.core.loop import Loop
 from chainette.core.route import Route
 from chainette.core.step import Step

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from chainette.core.document.parts import IMPLICIT
+from chainette.core.document.yaml_parts import IMPLICIT
 
 __all__ = ["Inline", "dumped"]
 

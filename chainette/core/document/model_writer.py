@@ -13,7 +13,7 @@ from chainette.core.document.code_names import reference_to
 from chainette.core.document.dumper import dumped
 from chainette.core.document.model_notation import Unsayable, fields_of, is_data
 from chainette.core.document.models import JSON_SCHEMA, Models
-from chainette.core.document.parts import Part, parts_of
+from chainette.core.document.yaml_parts import Part, parts_of
 from chainette.errors import LoadError
 
 __all__ = ["ModelWriter"]

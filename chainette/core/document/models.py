@@ -11,8 +11,8 @@ from typing import Any, ForwardRef, Optional
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from chainette.core.document.notation import field_of
-from chainette.core.document.parts import Part
 from chainette.core.document.schema_types import SchemaTypes
+from chainette.core.document.yaml_parts import Part
 from chainette.errors import LoadError
 from chainette.utils.argument_advice import nearest
 from chainette.utils.user_errors import first_line

@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import Field
 
 from chainette.core.annotations import NONE, members
-from chainette.core.document.parts import Part
+from chainette.core.document.yaml_parts import Part
 from chainette.utils.argument_advice import nearest
 
 __all__ = ["CONSTRAINTS", "SIMPLE", "field_of", "values_of"]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Union
 from pydantic import Field
 
 from chainette.core.document.notation import values_of
-from chainette.core.document.parts import Part
+from chainette.core.document.yaml_parts import Part
 from chainette.utils.argument_advice import nearest
 
 __all__ = ["SchemaTypes"]

@@ -17,7 +17,7 @@ from chainette.engine.config import EngineConfig
 from chainette.engine.http.chat_reply import read
 from chainette.engine.http.client import Reply
 from chainette.engine.http.http_options import HttpOptions, hurried
-from chainette.engine.http.lines import Lines
+from chainette.engine.http.streamed_lines import Lines
 from chainette.engine.http.timing import Policy, Timing
 from chainette.engine.http.transport import Protocol, Transport
 from chainette.errors import EngineConfigError, EngineRefused

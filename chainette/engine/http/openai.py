@@ -23,8 +23,8 @@ from chainette.engine.http.adaptation import CHANGES, adapted, advice, remedy
 from chainette.engine.http.chat_reply import read
 from chainette.engine.http.client import Reply
 from chainette.engine.http.http_options import HttpOptions, hurried
-from chainette.engine.http.lines import Lines
 from chainette.engine.http.server_tokenizer import count_by_server
+from chainette.engine.http.streamed_lines import Lines
 from chainette.engine.http.strict_dialect import strict_subset
 from chainette.engine.http.timing import Policy, Timing
 from chainette.engine.http.transport import Listen, Protocol, Transport

@@ -14,7 +14,7 @@ import msgspec
 
 from chainette.core.plan import Plan
 from chainette.io.rundir.changes import PARTS
-from chainette.io.rundir.plan_graph import graph_of
+from chainette.io.rundir.graph_of_plan import graph_of
 
 __all__ = ["Marks", "differences", "marks_of", "other_nodes"]
 

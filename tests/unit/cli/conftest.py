@@ -17,7 +17,7 @@ from chainette.core.step import Step
 from chainette.engine.config import EngineRegistry, make_config
 from chainette.io.rundir.event_log import EventLog
 from chainette.io.rundir.event_types import Event, RootDone, RunCreated, RunFinished, UnitCommitted
-from chainette.io.rundir.plan_graph import graph_of
+from chainette.io.rundir.graph_of_plan import graph_of
 
 
 class Text(BaseModel):

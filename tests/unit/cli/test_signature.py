@@ -10,8 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from chainette.cli.bundles import Telling
 from chainette.cli.common import guarded
+from chainette.cli.flag_bundles import Telling
 from chainette.cli.signature import Hidden, Only, words_of
 from chainette.core.run_settings import FLAGS, RunSettings
 

@@ -18,7 +18,7 @@ from chainette.engine.backends import BUILT_IN, backend_class
 from chainette.engine.config import EngineConfig, EngineRegistry, using_registry
 from chainette.io.rundir.changes import Changes, changes_between
 from chainette.io.rundir.graph import Graph
-from chainette.io.rundir.plan_graph import graph_of
+from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.run.options import RunOptions
 
 BACKENDS = {name: backend_class(name).options for name in BUILT_IN}

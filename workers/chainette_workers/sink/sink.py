@@ -23,8 +23,8 @@ from chainette.hooks import Hook
 from chainette.io.inputs.readers import InputFile
 from chainette.io.rundir.event_types import BudgetUsed, Event, RunResumed, RunStarted
 from chainette.io.rundir.graph import Graph
+from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.io.rundir.live_roots import Admitted
-from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.writer import RunWriter
 from chainette.records import encode
 from chainette.run.budget_reservation import is_spent

@@ -6,7 +6,7 @@ from typing import Any
 
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.run_fields import Counts
-from chainette.io.rundir.plan_graph import graph_of
+from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.io.rundir.run_state import RunState
 
 __all__ = ["counts_of", "outline_of"]

@@ -18,7 +18,7 @@ from chainette.io.rundir.progress import Progress
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.run_state import RunState
 from chainette.records import Usage
-from chainette.screen.lines import view_lines
+from chainette.screen.live_layout import view_lines
 
 
 @pytest.fixture

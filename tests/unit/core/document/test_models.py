@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from chainette.core.check import misfits, model_problems
 from chainette.core.document.models import Models
-from chainette.core.document.parts import Part, parts_of
+from chainette.core.document.yaml_parts import Part, parts_of
 from chainette.core.usercode.fingerprint import fingerprint_model
 from chainette.errors import LoadError
 

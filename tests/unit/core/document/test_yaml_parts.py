@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chainette.core.document.parts import parts_of
+from chainette.core.document.yaml_parts import parts_of
 from chainette.errors import LoadError
 
 

@@ -1,4 +1,4 @@
-"""The connections between the elements of a chain, and the point at which the rows of each begin."""
+"""The names in scope between two elements of a chain while it is compiled, and the targets of the rows that go on."""
 
 from __future__ import annotations
 

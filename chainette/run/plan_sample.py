@@ -17,9 +17,9 @@ from chainette.engine.budget import engine_limits
 from chainette.errors import InputError
 from chainette.io.inputs.readers import InputFile
 from chainette.io.rundir.changes import changes_between
+from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.io.rundir.open import read_state, recover
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.plan_graph import graph_of
 from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.writer import RunWriter
 from chainette.run.options import RunOptions

@@ -1,4 +1,4 @@
-"""The progress of a run as lines of text: bars for its steps, its engines and the run as a whole."""
+"""The layout of the live view: which steps get a bar, which are summed up in a line, and the columns that fit the width."""
 
 from __future__ import annotations
 
