@@ -1,4 +1,4 @@
-"""Budgets: the limits of a run, the most a request may cost, and the cost of its answer."""
+"""Budgets: the limits of a run and of its engines, and the cost of an answer in the units of these limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 
 from chainette.engine.price import Rate
 from chainette.errors import BudgetSpent, InputError
-from chainette.records import Message, Usage
+from chainette.records import Usage
 from chainette.utils.argument_advice import nearest
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ __all__ = [
     "budget_spent",
     "budgeted",
     "engine_limits",
-    "estimated_tokens",
     "fits",
     "limit_words",
     "merged",
@@ -51,9 +50,6 @@ _UP, _DIGITS = Context(prec=2, rounding=ROUND_CEILING), Context(prec=6)
 
 #: The largest amount: exact in the doubles of a Lua script.
 _MOST = 2**53
-
-#: Bytes of a prompt for each reserved token, and tokens that a server puts around a message.
-_BYTES, _AROUND = 3, 8
 
 
 class Amounts(msgspec.Struct, frozen=True, array_like=True):
@@ -124,11 +120,6 @@ class Budget(msgspec.Struct, frozen=True):
     #: Engine -> its limits, over all runs of a fleet.
     engines: dict[str, BudgetLimits] = {}
 
-    def need(self, engine: str, messages: Iterable[Message], max_tokens: int, seconds: float) -> Amounts:
-        """The reservation of a request: its prompt, estimated, the longest answer, and the seconds the engine has taken
-        for a request so far (`SharedTime.per_request`)."""
-        return self.spent(engine, Usage(1, estimated_tokens(messages), max_tokens, busy=seconds))
-
     def spent(self, engine: str, usage: Usage) -> Amounts:
         """The cost of an answer."""
         return Amounts.of(usage, self.rates.get(engine, Rate()))
@@ -137,11 +128,6 @@ class Budget(msgspec.Struct, frozen=True):
 def fits(limits: BudgetLimits, used: Amounts, need: Amounts) -> bool:
     """Whether a request fits beside everything that is spent and reserved."""
     return all(limit < 0 or has + max(1, more) <= limit for limit, has, more in zip(limits, used, need, strict=True))
-
-
-def estimated_tokens(messages: Iterable[Message]) -> int:
-    """The tokens of a prompt, if no tokenizer counts them: a third of its bytes, and some around each message."""
-    return sum(_AROUND - -len(message.content.encode()) // _BYTES for message in messages)
 
 
 def parse_budget(texts: Iterable[str], what: str = "--budget") -> BudgetLimits:

@@ -1,9 +1,9 @@
-"""A worker's part in the budget of a run: every request is reserved before it is sent."""
+"""A worker's part in the budget of a run: the most each request may cost is reserved before it is sent."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -14,10 +14,18 @@ from chainette.errors import BudgetExhausted, BudgetSpent
 from chainette.fleet.protocol.queue_values import AdmissionProgress
 from chainette.records import Message, Usage
 
-__all__ = ["BudgetReservation", "is_spent"]
+__all__ = ["BudgetReservation", "estimated_tokens", "is_spent"]
 
 #: Seconds until a refused reservation is tried again, unless this worker gets an answer earlier.
 _LOOK = 0.1
+
+#: Bytes of a prompt for each reserved token, and tokens that a server puts around a message.
+_BYTES, _AROUND = 3, 8
+
+
+def estimated_tokens(messages: Iterable[Message]) -> int:
+    """The tokens of a prompt, if no tokenizer counts them: a third of its bytes, and some around each message."""
+    return sum(_AROUND - -len(message.content.encode()) // _BYTES for message in messages)
 
 
 def is_spent(progress: AdmissionProgress, budget: Budget, engines: Mapping[str, EngineConfig]) -> BudgetSpent:
@@ -50,8 +58,9 @@ class BudgetReservation:
     _changed: anyio.Event = field(default_factory=anyio.Event)
 
     def need(self, messages: Sequence[Message], max_tokens: int, seconds: float) -> Amounts:
-        """See `Budget.need`."""
-        return self.budget.need(self.engine, messages, max_tokens, seconds)
+        """The reservation of a request: its prompt, estimated, the longest answer, and the seconds the engine has taken for a
+        request so far (`SharedTime.per_request`)."""
+        return self.budget.spent(self.engine, Usage(1, estimated_tokens(messages), max_tokens, busy=seconds))
 
     async def take(self, needs: Sequence[Amounts]) -> int:
         """Waits until the first of some requests may be sent; returns how many of them may, in their order.

@@ -19,11 +19,11 @@ from chainette.core.flow import ROOT, frontier
 from chainette.core.plan import Plan
 from chainette.core.plan_node import NodeKind
 from chainette.engine.base import Engine, Request
-from chainette.engine.budget import estimated_tokens
 from chainette.hooks import Hook, Laps
 from chainette.io.inputs.roots_ahead import Root
 from chainette.records import Row, Unit, declared_of, step_of
 from chainette.run.blame import Evidence
+from chainette.run.budget_reservation import estimated_tokens
 from chainette.run.functions import take_stored
 from chainette.run.process import fill
 from chainette.run.shared_answers import QUESTIONS

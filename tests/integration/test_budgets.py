@@ -11,7 +11,7 @@ import pytest
 from chainette import Chain, Step, open_run, register_engine
 from chainette.cli.screen.summary import cost_line
 from chainette.engine.base import Completion, Request
-from chainette.engine.budget import Amounts, Budget, parse_budget
+from chainette.engine.budget import Amounts, Budget, Reserved, parse_budget
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.engine.price import Price, Rate
 from chainette.engine.shared_time import SharedTime
@@ -21,6 +21,7 @@ from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status
 from chainette.records import Message, Usage
+from chainette.run.budget_reservation import BudgetReservation
 from chainette.run.executor import resume, run_iter
 from tests.integration.test_costs import EACH, PRICE, answer, chain, picky
 from tests.support.chains import Text, texts
@@ -181,11 +182,15 @@ def test_another_form_is_refused_in_words(texts: Iterable[str]) -> None:
         parse_budget(texts)
 
 
+async def _nothing(*_: object) -> Reserved:
+    raise AssertionError("nothing is sent")
+
+
 def test_a_request_is_reserved_for_its_prompt_and_its_longest_answer() -> None:
     budget = Budget((-1, -1, -1, -1), {"llm": Rate(Price(prompt=1, answer=10))})
-    need = budget.need("llm", [Message("user", "x" * 290)], 100, 0.0)
+    need = BudgetReservation(budget, "llm", _nothing).need([Message("user", "x" * 290)], 100, 0.0)
     prompt = 97 + 8
     assert need == Amounts(1, prompt + 100, 1000 * prompt + 10_000 * 100, 0)
     on_gpus = Budget((-1, -1, -1, -1), {"llm": Rate(Price(gpu_hour=3.6), gpus=2)})
-    assert on_gpus.need("llm", [], 100, 0.5) == Amounts(1, 100, 1_000_000, 1000)
+    assert BudgetReservation(on_gpus, "llm", _nothing).need([], 100, 0.5) == Amounts(1, 100, 1_000_000, 1000)
     assert budget.spent("llm", Usage(1, 5, 2)) == Amounts(1, 7, 25_000)
