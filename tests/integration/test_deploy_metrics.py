@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 from chainette_workers.metrics.catalogue import CATALOGUE, MetricType, ProcessKind
-from chainette_workers.metrics.registry import Metrics
+from chainette_workers.metrics.process_metrics import Metrics
 
 from chainette.core.compile import compile_chain
 from deploy.grafana.make import DASHBOARDS, FOLDER, Dashboard, written

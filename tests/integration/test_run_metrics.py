@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from chainette_workers.metrics.address import MetricsEndpoint
 from chainette_workers.metrics.catalogue import ProcessKind
-from chainette_workers.metrics.registry import Metrics
+from chainette_workers.metrics.process_metrics import Metrics
 from chainette_workers.worker.configuration import WorkerConfig
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import pytest
 from chainette_workers.metrics.catalogue import ProcessKind
-from chainette_workers.metrics.registry import Metrics
+from chainette_workers.metrics.process_metrics import Metrics
 from pydantic import BaseModel, Field
 
 from chainette.engine.base import Completion, Delta, Finish, Request, SamplingParams

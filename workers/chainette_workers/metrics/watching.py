@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from chainette.run.session import Session
     from chainette_workers.metrics.endpoint import Route
-    from chainette_workers.metrics.registry import Metrics
+    from chainette_workers.metrics.process_metrics import Metrics
 
 __all__ = ["Watch", "watching"]
 
@@ -57,7 +57,7 @@ def watching(
         yield Watch()
         return
     from chainette_workers.metrics.endpoint import serving
-    from chainette_workers.metrics.registry import Metrics
+    from chainette_workers.metrics.process_metrics import Metrics
 
     with impatient(connection, _SCRAPE) as client:
         lookout = CachedView(client)

@@ -12,7 +12,7 @@ from types import ModuleType
 import msgspec
 import pytest
 from chainette_workers.metrics.catalogue import CATALOGUE, MetricType, ProcessKind
-from chainette_workers.metrics.registry import Metrics
+from chainette_workers.metrics.process_metrics import Metrics
 from chainette_workers.sink.status_fields import outline_of
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -448,7 +448,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     ProcessCollector(registry=registry)
     Gauge("vllm:num_requests_running", "Running.", ["model_name"], registry=registry).labels("m").set(3)
     Counter("vllm:prompt_tokens", "Prompt tokens.", registry=registry)
-    monkeypatch.setattr("chainette_workers.metrics.registry.REGISTRY", registry)
+    monkeypatch.setattr("chainette_workers.metrics.process_metrics.REGISTRY", registry)
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
 
 
@@ -472,7 +472,7 @@ def test_names_without_end_make_no_series_without_end(plan: Plan, monkeypatch: p
     metrics = Metrics(ProcessKind.SINK)
     run = metrics.of_run("7", plan)
     expected = metrics.text("")[1].decode().count("chainette_rows_rejected_total{")
-    monkeypatch.setattr("chainette_workers.metrics.registry._MOST_OF_RUN", 0)
+    monkeypatch.setattr("chainette_workers.metrics.run_series._MOST_OF_RUN", 0)
     for number in range(200):
         run.on_event(UnitCommitted(node="extract", root=number, reasons={f"reason {number}": 1}))
     text = metrics.text("")[1].decode()
