@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import anyio
@@ -27,42 +27,15 @@ from chainette.records import Message, Output, Reason, Row, Usage
 from chainette.run.ask import FRESH, Ask, row_seed
 from chainette.run.blame import Evidence
 from chainette.run.budget_reservation import BudgetReservation
-from chainette.run.read_answer import BadAnswer, read_answer, read_value, readable
+from chainette.run.read_answer import BadAnswer, read_answer, readable
 from chainette.run.reask import next_corrections
-from chainette.run.shared_answers import Questions, SharedAnswer
-from chainette.run.unit_result import MAX_ROW_BYTES, RAW_LIMIT, UnitResult, raised, streamed, writable
+from chainette.run.shared_answers import Questions
+from chainette.run.unit_result import RAW_LIMIT, UnitResult, raised, streamed, writable
+from chainette.run.unit_sharing import UnitSharing
 from chainette.utils.plurals import counted
 from chainette.utils.user_errors import RAISED
 
 __all__ = ["Asking"]
-
-
-@dataclass(eq=False, slots=True)
-class _Sharing:
-    """A row that takes the answer of another one with the same question, or asks for both (`shared_answers.Waiting`)."""
-
-    asking: Asking
-    first: Ask
-    question: bytes
-    #: Whether it waits no more, since its unit is out of the worker's hands.
-    gone: bool = False
-
-    def take(self, answer: SharedAnswer, *, checked: bool) -> SharedAnswer | None:
-        found = answer if checked else self.asking.checked(self.first, answer)
-        if found is not None:
-            self.asking.end_wait(self)
-            self.asking.result.take_shared(self.first.row, found)
-        return found
-
-    def ask(self, *, alone: bool) -> None:
-        self.asking.end_wait(self)
-        if not alone:
-            self.asking.asked_for_others[self.first.row.row_id] = self.question
-        self.asking.to_begin.append(self.first)
-
-    def put_off(self, trouble: Completion | EngineUnavailable) -> None:
-        self.asking.end_wait(self)
-        self.asking.put_off(self.first, trouble)
 
 
 @dataclass
@@ -80,16 +53,9 @@ class Asking:
     #: The run's budget; None if it has none.
     reservation: BudgetReservation | None = None
     #: The questions that rows share; None: every row asks for itself.
-    questions: Questions | None = None
+    questions: InitVar[Questions | None] = None
     prompts: Prompter = field(init=False)
-    #: Row -> the question it asks for others, too.
-    asked_for_others: dict[str, bytes] = field(default_factory=dict)
-    #: Rows that are the ones to ask.
-    to_begin: list[Ask] = field(default_factory=list)
-    #: Rows that wait for the answers of others, and the number of them the lane was told.
-    _waiting: set[_Sharing] = field(default_factory=set)
-    _told: int = 0
-    _waits_changed: anyio.Event = field(default_factory=anyio.Event)
+    sharing: UnitSharing | None = field(init=False, default=None)
     #: Rows to ask again as soon as the event loop turns: answers that arrive together are asked again together.
     _again: list[Ask] = field(default_factory=list)
     _rounds: TaskGroup = field(init=False)
@@ -101,6 +67,10 @@ class Asking:
     #: Of a hook, or of our own code.
     _error: BaseException | None = None
 
+    def __post_init__(self, questions: Questions | None) -> None:
+        if questions is not None:
+            self.sharing = UnitSharing(questions, self.step, self.result, self.put_off)
+
     async def run(self, rows: Sequence[Row]) -> None:
         """Puts every row into the result.
 
@@ -111,14 +81,15 @@ class Asking:
         asks = await self.needed(rows)
         try:
             async with anyio.create_task_group() as self._rounds:
-                if self.questions is None:
+                if self.sharing is None:
                     await self.begin(asks)
                 else:
-                    await self.share(self.questions, asks)
+                    await self.sharing.ask_once(asks, self.begin, self._rounds)
         except BaseExceptionGroup as errors:
             raise self._error or errors.exceptions[0] from None
         finally:
-            self.leave()
+            if self.sharing is not None:
+                self.sharing.leave()
         if not (self._error or self._failure):
             await self.settle()
         if failed := self._error or self._failure or self.failure():
@@ -135,79 +106,12 @@ class Asking:
         unknown = {row.row_id for row in await self.result.take_stored([ask.row for ask in asks])}
         return [ask for ask in asks if ask.row.row_id in unknown]
 
-    # -- questions that rows share
-
-    async def share(self, questions: Questions, asks: Sequence[Ask]) -> None:
-        """Asks each question once; the other rows wait for its answer, here or in another unit."""
-        rows = [_Sharing(self, ask, questions.question(self.result.keys[ask.row.row_id], ask.row.asks)) for ask in asks]
-        self._waiting.update(rows)
-        for row in rows:
-            questions.want(row.question, row)
-        while self._waiting or self.to_begin:
-            asks, self.to_begin = self.to_begin, []
-            self._waits_changed = anyio.Event()
-            self._tell_waiting(questions)
-            if not self._waiting:
-                await self.begin(asks)
-            elif asks:
-                self._rounds.start_soon(self.begin, asks)
-            else:
-                await self._waits_changed.wait()
-
-    def end_wait(self, row: _Sharing) -> None:
-        """A row does not wait for the answer of another one any more."""
-        self._waiting.discard(row)
-        self._waits_changed.set()
-
-    def _tell_waiting(self, questions: Questions) -> None:
-        if more := len(self._waiting) - self._told:
-            self._told += more
-            questions.on_waiting(more)
-
-    def leave(self) -> None:
-        """Nothing more is asked or waited for: others ask the questions in this unit's place."""
-        if self.questions is None:
-            return
-        for row in self._waiting:
-            row.gone = True
-        self._waiting.clear()
-        self._tell_waiting(self.questions)
-        for question in self.asked_for_others.values():
-            self.questions.answers.leave(question)
-        self.asked_for_others.clear()
-
-    def tell_others(self, ask: Ask, outcome: BadAnswer | Output, raw: str | None = None) -> None:
-        """Rows with the same question share the outcome, if this one asked for them."""
-        question = self.asked_for_others.pop(ask.row.row_id, None)
-        if question is None or self.questions is None:
-            return
-        if isinstance(outcome, Output):
-            answer = SharedAnswer(ask.number, outcome.value, outcome.reasoning)
-        else:
-            answer = SharedAnswer(ask.number, reason=outcome.reason, message=outcome.message, raw=raw)
-        self.questions.answers.settle(question, answer)
-
-    def no_answer(self, ask: Ask, trouble: Completion | EngineUnavailable) -> None:
-        """Rows with the same question wait for the next try, too, if this one asked for them."""
-        question = self.asked_for_others.pop(ask.row.row_id, None)
-        if question is not None and self.questions is not None:
-            self.questions.answers.put_off(question, trouble)
-
     def put_off(self, ask: Ask, trouble: Completion | EngineUnavailable) -> None:
         """The row that asked in place of this one got no answer."""
         if isinstance(trouble, Completion):
             self._failed[ask.row.row_id] = trouble
         else:
             self._failure = self._failure or trouble
-
-    def checked(self, ask: Ask, answer: SharedAnswer) -> SharedAnswer | None:
-        """An answer that came through the queue, where anybody may have written it; None if it is none for the step."""
-        if not ask.row.asks < answer.asks <= ask.row.asks + self.step.max_attempts:
-            return None
-        value = read_value(self.step, answer.value.decode("utf-8", "replace")) if not answer.reason else b""
-        if isinstance(value, BadAnswer) or len(value) + len(answer.reasoning or "") + len(answer.message) > MAX_ROW_BYTES:
-            return None
-        return msgspec.structs.replace(answer, value=value)
 
     # -- asking
 
@@ -299,8 +203,9 @@ class Asking:
             raise
         except EngineUnavailable as error:
             self._failure = self._failure or error
-            for ask in unanswered.values():
-                self.no_answer(ask, error)
+            if self.sharing is not None:
+                for ask in unanswered.values():
+                    self.sharing.put_off(ask, error)
             if self.reservation is not None:
                 self.reservation.forgo([reserved[index] for index in unanswered])
         except anyio.get_cancelled_exc_class():
@@ -330,7 +235,8 @@ class Asking:
             if completion.finish is Finish.ERROR and not self.evidence.is_accepted:
                 self.evidence.refused(request)
                 self._refused.append((ask, request, completion))
-                self.tell_others(ask, BadAnswer(Reason.ENGINE_ERROR, completion.error))
+                if self.sharing is not None:
+                    self.sharing.settle(ask, BadAnswer(Reason.ENGINE_ERROR, completion.error))
                 return
             self.evidence.answered(ask.row.row_id, completion)
             self.hook.on_answers(self.node.id, [request], [completion])
@@ -353,13 +259,15 @@ class Asking:
         if self.evidence.convicts(row_id, failures):
             usage, raw = ask.before.usage + completion.usage, completion.text or None
             self.result.reject(ask.row, Reason.ENGINE_ERROR, completion.error, ask.number, raw, usage)
-            self.tell_others(ask, BadAnswer(Reason.ENGINE_ERROR, completion.error))
+            if self.sharing is not None:
+                self.sharing.settle(ask, BadAnswer(Reason.ENGINE_ERROR, completion.error))
         else:
             tries, by = ask.before.tries + 1, completion.by
             before = msgspec.structs.replace(ask.before, failures=failures, tries=tries, by=by)
             self.result.unfinished[row_id] = before
             self._failed[row_id] = completion
-            self.no_answer(ask, completion)
+            if self.sharing is not None:
+                self.sharing.put_off(ask, completion)
 
     def failure(self) -> RequestsFailed | None:
         """The error for the rows that failed, if there are any."""
@@ -426,12 +334,14 @@ class Asking:
         verdict = read_answer(self.step, completion, ask, usage, self.result.keys[ask.row.row_id])
         if isinstance(verdict, Output):
             self.result.keep(ask.row, verdict, usage)
-            self.tell_others(ask, verdict)
+            if self.sharing is not None:
+                self.sharing.settle(ask, verdict)
             return None
         corrections = next_corrections(self.step, ask, completion, verdict, self.engine.context)
         if corrections is None:
             self.result.reject(ask.row, verdict.reason, verdict.message, ask.number, completion.text, usage)
-            self.tell_others(ask, verdict, completion.text[:RAW_LIMIT])
+            if self.sharing is not None:
+                self.sharing.settle(ask, verdict, completion.text[:RAW_LIMIT])
             return None
         again = ask.again(corrections, usage)
         self.result.unfinished[ask.row.row_id] = again.before
