@@ -64,7 +64,7 @@ class Bars(Hook):
 
 
 class TerminalBars(Bars):
-    """Bars that move in place. The text above them stays; they disappear at the end.
+    """Bars that move in place. The text above them stays; they disappear when the run has finished, and stay if it was stopped.
 
     Prints go above the bars, also those to the other one of stdout and stderr if it is a terminal.
     """
@@ -87,6 +87,7 @@ class TerminalBars(Bars):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._live.transient = error is None
         self._live.stop()
 
 

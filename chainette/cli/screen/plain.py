@@ -152,12 +152,13 @@ class Plain(Reporter):
 
 
 def progress_line(view: TotalView, progress: Progress) -> str:
-    """`1,200 of 5,000 rows | extract 1,300, sum 1,200 | 31 rows/s | 2:03 left | 3 rejected`."""
+    """`1,200 of 5,000 rows | extract 1,300, sum 1,200 | 31 rows/s | 2:03 left | 3 rejected`; before the first row has gone
+    through all steps, `24 tok/s`."""
     parts = [
         counted_of(view.done, view.total, "row"),
         "" if (found := progress.state.accepted) is None else f"{found.certain:,} of {found.wanted:,} accepted",
         ", ".join(f"{node.id} {node.done:,}" for node in progress.nodes()),
-        f"{short(view.rate)} rows/s",
+        f"{short(view.rate)} rows/s" if view.rate else f"{short(view.tokens)} tok/s" if view.tokens else "",
         f"{clock(view.left)} left" if view.left is not None else "",
         f"{view.rejected:,} rejected" if view.rejected else "",
     ]

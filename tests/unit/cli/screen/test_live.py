@@ -105,6 +105,15 @@ def test_the_head_is_printed_once_and_the_bars_are_erased_at_the_end(run: Any) -
     assert erased.count("\x1b[2K") >= 9 and "\x1b[1A" in erased
 
 
+def test_the_bars_of_a_run_that_is_interrupted_stay(run: Any) -> None:
+    console = terminal()
+    with pytest.raises(KeyboardInterrupt), LiveView(run.path, console) as live:
+        run.hear = live.on_event
+        run.tell(RunStarted(expected=3), UnitCommitted(node="first", root=0, taken=1, given=1))
+        raise KeyboardInterrupt
+    assert "1/3" in text_of(console).rpartition("\x1b[2K")[2]
+
+
 def test_a_wide_head_is_cut_not_wrapped(run: Any) -> None:
     console = terminal(40)
     with LiveView(run.path, console, "x" * 60):

@@ -23,6 +23,7 @@ from chainette.io.rundir.event_types import (
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.run_state import RunState
+from chainette.records import Usage
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_a_resumed_run_says_so(run: Any, clock: Any, lines: list[str]) -> None:
 def test_each_tenth_of_the_input_gets_a_line_however_fast(run: Any, plain: Plain, lines: list[str]) -> None:
     run.tell(RunStarted(expected=1000), *(root(number, 1) for number in range(1000)))
     assert len(lines) == 11
-    assert lines[1] == "100 of 1,000 rows | first 0, split 0, inner 0, side 0, last 100 | 0 rows/s"
+    assert lines[1] == "100 of 1,000 rows | first 0, split 0, inner 0, side 0, last 100"
 
 
 def test_a_slow_run_gets_a_line_every_five_seconds(run: Any, plain: Plain, lines: list[str], clock: Any) -> None:
@@ -93,6 +94,15 @@ def test_progress_tells_speed_what_is_left_and_rejects(run: Any, plain: Plain, l
         done = RootDone(records=20, bad=0, finished=19)
         run.tell(UnitCommitted(node="last", root=number, taken=20, given=19, rejected=1, root_done=done))
     assert lines[-1] == "40 of 100 rows | first 40, split 40, inner 40, side 40, last 40 | 2 rows/s | 0:30 left | 2 rejected"
+
+
+def test_before_the_first_row_is_done_the_speed_is_that_of_the_answers(
+    run: Any, plain: Plain, lines: list[str], clock: Any
+) -> None:
+    run.tell(RunStarted(expected=100))
+    clock.now += 10
+    run.tell(UnitCommitted(node="first", root=0, taken=20, given=20, usage=Usage(requests=20, completion_tokens=200)))
+    assert lines[-1] == "0 of 100 rows | first 20, split 0, inner 0, side 0, last 0 | 20 tok/s"
 
 
 def test_a_silent_engine_is_told_once_in_five_seconds(run: Any, plain: Plain, lines: list[str], clock: Any) -> None:
