@@ -248,7 +248,7 @@ RUN = Dashboard(
                       (f"{_REJECTED} / ({_REJECTED} + {_DONE})", "{{step}}"), marks=_BAD_WHEN_FULL),
                 lines("Asked again", "short", "Questions a second that are asked again, because the answer was bad.",
                       (f"sum by (step) (rate(chainette_rows_retried_total{{{_STEP}}}{_RATE}))", "{{step}}")),
-                lines("Dropped", "rowsps", "Rows a second that functions let go.",
+                lines("Dropped", "rowsps", "Rows per second that functions dropped.",
                       (f"sum by (step) (rate(chainette_rows_dropped_total{{{_STEP}}}{_RATE}))", "{{step}}"), width=12),
                 lines("Units put off", "short", "Because their engine did not answer.",
                       (f"sum by (step) (increase(chainette_units_retried_total{{{_STEP}}}{_RATE}))", "{{step}}"), width=12),

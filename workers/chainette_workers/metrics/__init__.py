@@ -1,1 +1,1 @@
-"""Numbers of a process for Prometheus."""
+"""The metrics of a process, for Prometheus."""

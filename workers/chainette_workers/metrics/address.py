@@ -11,7 +11,8 @@ class MetricsEndpoint(msgspec.Struct, frozen=True):
     """The address on which a process serves its metrics."""
 
     host: str = "127.0.0.1"
-    #: 0 takes a free one.
+    #: 0 stands for any free port.
     port: int = 0
-    #: Whether /sd names members at any address, unsealed: whoever can write to Redis chooses where Prometheus sends requests.
+    #: Whether /sd lists members at any address, even unsealed ones. Then whoever can write to Redis chooses where Prometheus
+    #: sends requests.
     anywhere: bool = False

@@ -1,7 +1,7 @@
-"""Every metric of Chainette: its name, type and labels, which process has it, and its meaning.
+"""Every metric of Chainette: its name, type and labels, the processes that have it, and its meaning.
 
-`docs/metrics.md` is this table. Labels are bounded: runs that are not closed (and those closed a while ago), nodes,
-engines, reasons, stages; never a row.
+`docs/metrics.md` shows this table. The number of label values is bounded: open and recently closed runs, nodes, engines,
+reasons and stages, but never rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["CATALOGUE", "Metric", "MetricType", "ProcessKind"]
 
 
 class MetricType(StrEnum):
-    """Types of OpenMetrics."""
+    """The types of metrics in OpenMetrics."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -22,15 +22,15 @@ class MetricType(StrEnum):
 
 
 class ProcessKind(StrEnum):
-    """Who has a metric."""
+    """The kinds of processes that have a metric."""
 
     #: every process
     ALL = "all"
-    #: processes that answer units
+    #: processes that process units
     WORKER = "worker"
     #: processes that make results durable: `enqueue`, `sink`
     SINK = "sink"
-    #: processes that look at the whole fleet: `enqueue`, `coordinator`; all of them report the same
+    #: processes that watch the whole fleet: `enqueue`, `coordinator`; all of them report the same values
     FLEET = "fleet"
 
 
@@ -41,18 +41,18 @@ _UNITS = ("seconds", "bytes", "ratio")
 class Metric:
     """One line of the table."""
 
-    #: Its exposed name, without the suffixes of a histogram.
+    #: The name as it is exposed, without the suffixes of a histogram.
     name: str
     kind: MetricType
     part: ProcessKind
     labels: tuple[str, ...]
     meaning: str
-    #: Upper bounds of a histogram.
+    #: The upper bounds of the buckets of a histogram.
     buckets: tuple[float, ...] = ()
 
     @property
     def unit(self) -> str:
-        """The base unit at the end of its name; "" if there is none."""
+        """The base unit at the end of the name; "" if there is none."""
         return next((unit for unit in _UNITS if self.name.removesuffix("_total").endswith(f"_{unit}")), "")
 
 
@@ -72,27 +72,27 @@ _W, _S, _F = ProcessKind.WORKER, ProcessKind.SINK, ProcessKind.FLEET
 
 CATALOGUE: tuple[Metric, ...] = (
     Metric("chainette_build_info", MetricType.INFO, ProcessKind.ALL, ("version", "python"), "Versions; always 1."),
-    # -- results of a run, counted once: when they are durable
+    # -- results of a run, counted once, when they are durable
     _counter(_S, "chainette_rows_done_total", "run step", "Output rows that are on the disk; at chain_input, good records."),
     _counter(_S, "chainette_rows_rejected_total", "run step reason", "Rejected rows, by reason."),
-    _counter(_S, "chainette_rows_dropped_total", "run step", "Rows that a function let go."),
-    _counter(_S, "chainette_rows_reused_total", "run step", "Rows that were taken from an earlier run, and cost nothing."),
+    _counter(_S, "chainette_rows_dropped_total", "run step", "Rows that a function dropped."),
+    _counter(_S, "chainette_rows_reused_total", "run step", "Rows taken from an earlier run, at no cost."),
     _counter(_S, "chainette_rows_shared_total", "run step", "Rows that took the answer of another row with the same request."),
-    _counter(_S, "chainette_rows_retried_total", "run step", "Questions asked again, because the answer was bad."),
+    _counter(_S, "chainette_rows_retried_total", "run step", "Requests repeated because the answer was invalid."),
     _counter(_S, "chainette_rows_finished_total", "run", "Rows at the end of the chain."),
     _counter(_S, "chainette_units_retried_total", "run step", "Units put off because their engine did not answer."),
-    _counter(_S, "chainette_prompt_tokens_total", "run step", "Tokens that went into engines."),
-    _counter(_S, "chainette_completion_tokens_total", "run step", "Tokens that engines gave."),
-    _counter(_S, "chainette_cost_usd_total", "run step", "Dollars by the engines' prices, discarded answers included."),
+    _counter(_S, "chainette_prompt_tokens_total", "run step", "Tokens in prompts."),
+    _counter(_S, "chainette_completion_tokens_total", "run step", "Tokens in answers."),
+    _counter(_S, "chainette_cost_usd_total", "run step", "Dollars at the engines' prices, including discarded answers."),
     _counter(_S, "chainette_gpu_seconds_total", "run step", "Seconds in which engines had requests, times their GPUs."),
     _counter(
-        _S, "chainette_engine_rows_total", "run step engine outcome", "Rows that an engine of an escalating step was asked for."
+        _S, "chainette_engine_rows_total", "run step engine outcome", "Rows asked of an engine of an escalating step."
     ),
     _counter(
-        _S, "chainette_decisions_total", "run step way round", "Rows by the way of a route, or the end of a loop's round."
+        _S, "chainette_decisions_total", "run step way round", "Rows by the way of a route, or by the end of a loop's round."
     ),
     _counter(_S, "chainette_candidates_invalid_total", "run step", "Candidates of a step with n= that have no valid answer."),
-    _counter(_S, "chainette_messages_aside_total", "run", "Messages from Redis that cannot be right, and were put aside."),
+    _counter(_S, "chainette_messages_aside_total", "run", "Invalid messages from Redis, which were put aside."),
     _counter(_S, "chainette_sink_written_bytes_total", "run", "Bytes of rows written to shards."),
     Metric(
         "chainette_sink_fsync_seconds",
@@ -112,30 +112,30 @@ CATALOGUE: tuple[Metric, ...] = (
         _STAGE,
     ),
     _gauge(_W, "chainette_units_in_flight", "", "Units that the worker holds."),
-    _gauge(_W, "chainette_rows_in_flight", "", "Rows of those units."),
+    _gauge(_W, "chainette_rows_in_flight", "", "Rows in these units."),
     _gauge(_W, "chainette_rows_in_flight_max", "", "Rows that the worker may hold."),
-    _counter(_W, "chainette_engine_busy_seconds_total", "engine", "Seconds with a request inside; the rate is the busy share."),
-    _gauge(_W, "chainette_engine_requests_in_flight", "engine", "Requests inside the engine."),
+    _counter(_W, "chainette_engine_busy_seconds_total", "engine", "Seconds with requests inside; the rate is the busy share."),
+    _gauge(_W, "chainette_engine_requests_in_flight", "engine", "Requests in the engine."),
     _gauge(_W, "chainette_engine_loaded", "engine", "1 while the engine is loaded."),
     _counter(_W, "chainette_engine_loads_total", "engine", "Times that the engine was loaded."),
-    _counter(_W, "chainette_engine_load_seconds_total", "engine", "Seconds that loading took, all loads together."),
-    _counter(_W, "chainette_engine_swaps_total", "engine", "Loads for which the worker gave up another engine."),
-    _counter(_W, "chainette_commits_refused_total", "run", "Answers thrown away, since somebody else has the unit by now."),
-    _counter(_W, "chainette_leases_lost_total", "", "Times that the worker found its own lease over."),
+    _counter(_W, "chainette_engine_load_seconds_total", "engine", "Seconds spent on loading the engine, in total."),
+    _counter(_W, "chainette_engine_swaps_total", "engine", "Loads for which the worker released another engine."),
+    _counter(_W, "chainette_commits_refused_total", "run", "Commits refused because another worker has taken over the unit."),
+    _counter(_W, "chainette_leases_lost_total", "", "Times that the worker found its own lease expired."),
     _counter(_W, "chainette_workers_lost_total", "", "Dead workers whose units this worker gave back to the queue."),
-    # -- the fleet, as Redis has it
+    # -- the fleet, according to Redis
     _gauge(_F, "chainette_redis_up", "", "1 if Redis answers; if it does not, all other metrics of the fleet are missing."),
     _gauge(_F, "chainette_redis_memory_used_bytes", "", "Memory that Redis uses."),
-    _gauge(_F, "chainette_redis_memory_max_bytes", "", "maxmemory of Redis; 0 is no limit."),
+    _gauge(_F, "chainette_redis_memory_max_bytes", "", "maxmemory of Redis; 0 means no limit."),
     _gauge(_F, "chainette_runs", "", "Runs that are not closed."),
     _gauge(_F, "chainette_workers", "engine", "Live workers that serve an engine; 0 if a run needs it and nobody serves it."),
-    _gauge(_F, "chainette_queue_units", "run step engine", "Units that no worker has."),
-    _gauge(_F, "chainette_queue_oldest_age_seconds", "run step engine", "How long the oldest of them has waited."),
+    _gauge(_F, "chainette_queue_units", "run step engine", "Units that wait for a worker."),
+    _gauge(_F, "chainette_queue_oldest_age_seconds", "run step engine", "Seconds that the oldest of these units has waited."),
     _gauge(_F, "chainette_queue_delayed_units", "run step engine", "Units put off because the engine did not answer."),
     _gauge(_F, "chainette_window_rows", "run", "Rows that may be live at once."),
     _gauge(_F, "chainette_window_live_rows", "run", "Rows between admission and the disk."),
     _gauge(_F, "chainette_window_credit_rows", "run", "Rows that may still be admitted; at 0 the input waits."),
-    _gauge(_F, "chainette_run_paused", "run", "1 while the run is held."),
+    _gauge(_F, "chainette_run_paused", "run", "1 while the run is paused."),
     _gauge(_F, "chainette_run_records", "run", "Records of the input; NaN until it is known."),
     _gauge(_F, "chainette_run_records_done", "run", "Records with all their rows on the disk."),
     _gauge(_F, "chainette_run_progress_ratio", "run", "Share of records done, 0 to 1."),

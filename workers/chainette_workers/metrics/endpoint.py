@@ -1,4 +1,4 @@
-"""The HTTP endpoint of a long-lived process: /metrics, and /sd if it looks at the fleet. Binds to loopback by default."""
+"""The HTTP endpoint of a long-lived process: /metrics, and /sd if it watches the fleet. Binds to loopback by default."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from chainette_workers.metrics.address import MetricsEndpoint
 
 __all__ = ["Route", "Unavailable", "serving", "targets"]
 
-#: Answers a path with (content type, body), given the request's Accept header.
+#: Returns (content type, body) for a path, given the Accept header of the request.
 Route = Callable[[str], tuple[str, bytes]]
 
-#: Seconds from the connection of a client to the end of its answer, and bytes of its request.
+#: The most seconds from the connection of a client to the end of its answer, and the most bytes of its request.
 _PATIENCE = 10.0
 _MOST_BYTES = 16_384
-#: Clients at once; more are turned away.
+#: The most clients at once; further ones are turned away.
 _MOST_CLIENTS = 64
-#: Members in an answer to Prometheus, and characters of a label.
+#: The most members in an answer to Prometheus, and the most characters of a label.
 _MOST_TARGETS = 2_000
 _LABEL = 200
 
@@ -38,7 +38,7 @@ _LOOPBACK = re.compile(r"(?:127(?:\.\d{1,3}){3}|localhost|\[::1\]):\d{1,5}", re.
 
 
 class Unavailable(Exception):
-    """A route cannot answer at the moment."""
+    """A route cannot answer now; the client gets status 503."""
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def serving(
 ) -> Iterator[str]:
     """Serves the routes inside the `with` block; yields the address, `host:port`, under which others reach it.
 
-    An endpoint on all interfaces is announced with the local address of the route to `towards`.
+    An endpoint on all interfaces is announced with the local address from which this machine reaches `towards`.
 
     Raises:
         RunError: the address is not available.
@@ -64,7 +64,7 @@ def serving(
     try:
         yield f"{_reachable(endpoint.host, towards)}:{server.server_address[1]}"
     finally:
-        with suppress(OSError):  # Linux looks at once then, others within 0.1 s
+        with suppress(OSError):  # Linux notices it at once, other systems within 0.1 s
             server.socket.shutdown(socket.SHUT_RDWR)
         server.shutdown()
         server.server_close()
@@ -73,7 +73,7 @@ def serving(
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    #: A scrape that hangs does not delay the end of the process.
+    #: A hanging scrape must not delay the end of the process.
     block_on_close = False
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
@@ -101,13 +101,13 @@ class _Server(ThreadingHTTPServer):
 
 
 def _cut(connection: socket.socket) -> None:
-    """Ends a connection, even if its client still sends or does not read."""
+    """Ends a connection, even if its client is still sending or does not read."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Bounded:
-    """The lines of a request, which ends after so many bytes."""
+    """The lines of a request, which ends after `most` bytes."""
 
     def __init__(self, stream: Any, most: int) -> None:
         self._stream, self._left = stream, most
@@ -132,7 +132,7 @@ def _handler(routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             route = routes.get(urlsplit(self.path).path)
             if route is None:
-                return self._answer(404, "text/plain; charset=utf-8", f"here: {', '.join(routes)}\n".encode())
+                return self._answer(404, "text/plain; charset=utf-8", f"not found; paths: {', '.join(routes)}\n".encode())
             try:
                 return self._answer(200, *route(self.headers.get("Accept", "")))
             except Unavailable as error:
@@ -146,14 +146,14 @@ def _handler(routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Logs nothing: scrapes come every few seconds."""
+            """Logs nothing, because there is a scrape every few seconds."""
 
     return Handler
 
 
 def _reachable(host: str, towards: tuple[str, int]) -> str:
     """The host name or address under which others reach this machine."""
-    if host not in ("", "0.0.0.0", "::"):  # noqa: S104 - the user asked for it
+    if host not in ("", "0.0.0.0", "::"):  # noqa: S104 - the user chose it
         return host
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
@@ -164,9 +164,9 @@ def _reachable(host: str, towards: tuple[str, int]) -> str:
 
 
 def targets(members: Mapping[str, Member], seals: Seals, *, anywhere: bool) -> bytes:
-    """Prometheus's HTTP service discovery of the processes that have an endpoint: on this machine, sealed, or anywhere.
+    """The answer to Prometheus's HTTP service discovery: processes with an endpoint on this machine, sealed, or anywhere.
 
-    No label is one of our metrics' own.
+    Its labels differ from those of the metrics.
     """
 
     def may_be_asked(member: Member) -> bool:

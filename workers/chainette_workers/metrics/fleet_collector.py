@@ -1,4 +1,4 @@
-"""FleetCollector: the metrics of the whole fleet, read from Redis when Prometheus asks for them."""
+"""FleetCollector: the metrics of the whole fleet, read from Redis at each scrape."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chainette_workers.metrics.overview import Overview
 
 __all__ = ["FleetCollector"]
 
-#: Series of the fleet, and characters of a label: names come from Redis.
+#: The most series of the fleet, and the most characters of a label: their names come from Redis.
 _MOST_OF_FLEET, _LABEL = 50_000, 200
 
 
@@ -28,7 +28,7 @@ class FleetCollector(Collector):
         self._overview = Overview(clock)
 
     def describe(self) -> list[Family]:
-        """The families, without asking Redis."""
+        """The metric families, without a call to Redis."""
         return list(_families().values())
 
     def collect(self) -> Iterator[Family]:

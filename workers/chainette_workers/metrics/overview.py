@@ -1,4 +1,4 @@
-"""One look at the fleet as values of its metrics, and the time left of each run."""
+"""Turns a view of the fleet into values of its metrics, including the time left of each run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chainette.io.rundir.progress import Progress
 
 __all__ = ["Overview"]
 
-#: Metric, values of its labels, value.
+#: (metric, values of its labels, value)
 Value = tuple[str, list[str], float]
 
 
@@ -24,7 +24,7 @@ class Overview:
         self._progress: dict[str, Progress] = {}
 
     def values(self, seen: Fleet) -> Iterator[Value]:
-        """All metrics of the catalogue's fleet part except redis_up."""
+        """All metrics of the fleet in the catalogue, except redis_up."""
         yield "chainette_redis_memory_used_bytes", [], seen.memory_used
         yield "chainette_redis_memory_max_bytes", [], seen.memory_max
         runs = {run.info.run: run for run in seen.runs if run.info.epoch >= 0}

@@ -1,6 +1,6 @@
 """The metrics of one process for Prometheus.
 
-Hooks count into a registry that belongs to the process. Every series exists from the start, at zero.
+Hooks count in a registry that belongs to the process. Every series exists from the start, at zero.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from chainette_workers.metrics.run_series import SeriesOfRuns
 
 __all__ = ["Metrics"]
 
-#: Other escapings would turn the colon in vLLM's names into "_".
+#: Any other escaping would replace the colon in vLLM's names with "_".
 _OPEN_METRICS = "application/openmetrics-text; version=1.0.0; escaping=allow-utf-8"
 
 
 class Metrics(Hook, Collector):
-    """The metrics of a process that plays these parts. Thread-safe."""
+    """The metrics of a process of these kinds. Thread-safe."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Metrics(Hook, Collector):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.parts = frozenset(parts) | {ProcessKind.ALL}
-        #: Those that a worker serves.
+        #: The engines that a worker serves.
         self.engines = frozenset(engines)
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
@@ -64,7 +64,7 @@ class Metrics(Hook, Collector):
         self._loaded = _Loads(self, self._busy)
 
     def series(self, name: str, *labels: str) -> Any:
-        """One series of a metric; it begins at zero."""
+        """One series of a metric, which begins at zero."""
         return self._made[name].labels(*labels) if labels else self._made[name]
 
     def read(self, name: str, value: Callable[[], float]) -> None:
@@ -103,12 +103,12 @@ class Metrics(Hook, Collector):
     # -- exposition
 
     def text(self, accept: str) -> tuple[str, bytes]:
-        """(content type, exposition): OpenMetrics if the reader accepts it, else the older format."""
+        """(content type, exposition), in OpenMetrics if the client accepts it, otherwise in the older format."""
         encode, kind = choose_encoder(_OPEN_METRICS if "application/openmetrics-text" in accept else "")
         return kind, encode(self)
 
     def collect(self) -> Iterator[Family]:
-        """All families; vLLM's own too if this process runs it."""
+        """All metric families, including vLLM's if this process runs vLLM."""
         self._runs.drop_old()
         for busy in self._busy.values():
             busy.change(0)
@@ -137,7 +137,7 @@ class _Busy:
         self._since = clock()
 
     def change(self, requests: int) -> None:
-        """Adds to the requests in flight; 0 only brings the count of seconds up to date."""
+        """Adds to the requests in flight; 0 only updates the seconds."""
         with self._lock:
             now = self._clock()
             if self._requests:
@@ -148,7 +148,7 @@ class _Busy:
 
 
 class _Loads:
-    """Loads and swaps of a worker's engines."""
+    """Counts loads and swaps of a worker's engines."""
 
     def __init__(self, metrics: Metrics, engines: Iterable[str]) -> None:
         self._metrics = metrics
@@ -174,7 +174,7 @@ class _Loads:
 
 
 def _make(metric: Metric, registry: CollectorRegistry) -> Any:
-    """The metric for prometheus_client; one with labels has no series yet."""
+    """The prometheus_client object of a metric; if it has labels, it has no series yet."""
     name, unit = metric.name.removesuffix("_total").removesuffix("_info"), metric.unit
     match metric.kind:
         case MetricType.COUNTER:

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SeriesOfRuns"]
 
-#: Seconds that the series of a closed run stay, so that the last scrape sees its last rows; and the most such runs.
+#: The seconds for which the series of a closed run stay, so that a scrape sees its last rows, and the most such runs.
 _LINGER, _MOST_CLOSED = 600.0, 32
 
-#: Series of one run.
+#: The most series of one run.
 _MOST_OF_RUN = 50_000
 
-#: The outcome of a row at an engine of an escalating step.
+#: The outcomes of a row at an engine of an escalating step.
 _OUTCOMES = ("out", "rejected", "escalated")
 _OF_STEP = frozenset(Reason) - {Reason.INVALID_INPUT, Reason.APPLY_ERROR, Reason.NO_CASE, Reason.EXHAUSTED, Reason.TOO_FEW}
 _OF_FUNCTION = frozenset({Reason.APPLY_ERROR, Reason.POISON, Reason.TOO_LARGE})
@@ -36,7 +36,7 @@ _OF_DECISION = _OF_FUNCTION | {Reason.TEMPLATE_ERROR, Reason.NO_CASE, Reason.EXH
 
 
 class SeriesOfRuns:
-    """The runs of a process that have series. Those of a closed run stay a while, which bounds their number."""
+    """The runs of a process that have series. Those of a closed run are removed after a while, which bounds their number."""
 
     def __init__(self, metrics: Metrics, clock: Callable[[], float]) -> None:
         self._metrics, self._clock = metrics, clock
@@ -58,7 +58,7 @@ class SeriesOfRuns:
         self.drop_old()
 
     def drop_old(self) -> None:
-        """Drops runs that were closed long ago, and the oldest closed ones if there are too many."""
+        """Removes runs that were closed long ago, and the oldest closed runs if there are too many."""
         closed = sorted(self._closed.items(), key=lambda item: item[1])
         for number, (run, at) in enumerate(closed):
             if at <= self._clock() - _LINGER or number < len(closed) - _MOST_CLOSED:
@@ -74,10 +74,10 @@ class _OfRun(Hook):
         self._metrics = metrics
         self._run = run
         self._series: dict[tuple[str, ...], Any] = {}
-        #: Step -> its first engine; engine -> how it is charged.
+        #: Step -> its first engine; engine -> its price.
         self._engines: dict[str, str] = {}
         self._rates: dict[str, Rate] = {}
-        #: Node of a loop -> the number of its round.
+        #: Node in a loop -> the number of its round.
         self._rounds: dict[str, str] = {}
 
     def _of(self, name: str, *labels: str) -> Any:
@@ -90,7 +90,7 @@ class _OfRun(Hook):
         return series
 
     def expect(self, plan: Plan) -> None:
-        """Creates every series the plan can need, at zero."""
+        """Creates every series that the plan may need, at zero."""
         if ProcessKind.SINK in self._metrics.parts:
             self._engines, self._rates = {node.id: node.engine for node in plan.nodes.values()}, rates_of(plan)
             self._expect_results(plan)
@@ -134,7 +134,7 @@ class _OfRun(Hook):
             self._of("chainette_candidates_invalid_total", asked.id)
 
     def drop(self) -> None:
-        """Removes its series from the metrics of the process."""
+        """Removes the series of the run from the metrics of the process."""
         for name, *labels in self._series:
             self._metrics.remove(name, self._run, *labels)
         self._series.clear()
@@ -203,9 +203,9 @@ class _OfRun(Hook):
 
 
 def _nodes(plan: Plan) -> list[str]:
-    """Nodes, and forks with joins: everything that has units."""
+    """The names of everything that has units: nodes, and forks with joins."""
     forks = [fork.id for fork in plan.forks.values() if fork.joins]
-    return [name for name in (*plan.nodes, *forks) if declared_of(name) == name]  # rounds of a loop count as one
+    return [name for name in (*plan.nodes, *forks) if declared_of(name) == name]  # the rounds of a loop count as one
 
 
 def _reasons(plan: Plan, node: str) -> frozenset[Reason]:

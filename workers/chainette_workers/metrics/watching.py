@@ -1,4 +1,4 @@
-"""The metrics of a process for as long as it lives: counted, served, and announced by its heartbeat."""
+"""The metrics of a process during its life: counted, served, and announced by its heartbeat."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Watch", "watching"]
 
-#: Seconds a scrape waits for Redis; scrapers and health checks wait longer for the scrape.
+#: The seconds for which a scrape waits for Redis; scrapers and health checks wait longer for the scrape.
 _SCRAPE = 2.0
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Hooks that count a process's work; they do nothing if it has no endpoint."""
+    """Hooks that count the work of a process; they do nothing if it has no endpoint."""
 
     hook: Hook = field(default_factory=Hook)
-    #: Fields for its heartbeat.
+    #: Fields for the heartbeat of the process.
     words: Mapping[str, str] = field(default_factory=dict)
-    #: Makes a gauge call a function at each scrape, by name.
+    #: Makes the gauge of this name call a function at each scrape.
     read: Callable[[str, Callable[[], float]], None] = lambda _name, _value: None
 
     def over(self, session: Session) -> Session:
@@ -48,7 +48,7 @@ class Watch:
 def watching(
     endpoint: MetricsEndpoint | None, connection: redis.Redis, *parts: ProcessKind, engines: Iterable[str] = ()
 ) -> Iterator[Watch]:
-    """Serves the metrics of a process that plays these parts, inside the `with` block.
+    """Serves the metrics of a process of these kinds inside the `with` block.
 
     Raises:
         RunError: the address of the endpoint is not available.
@@ -68,7 +68,7 @@ def watching(
 
 
 def _redis_at(connection: redis.Redis) -> tuple[str, int]:
-    """Host and port of Redis; this machine if it listens on a Unix socket."""
+    """The host and port of Redis; a port of this machine if Redis listens on a Unix socket."""
     said = connection.connection_pool.connection_kwargs
     return str(said.get("host", "127.0.0.1")), int(said.get("port", 6379))
 
@@ -81,10 +81,10 @@ def _routes(metrics: Metrics, lookout: CachedView, seals: Seals, *, anywhere: bo
 
 
 def _discovered(lookout: CachedView, seals: Seals, *, anywhere: bool) -> bytes:
-    """The processes that have an endpoint, for Prometheus.
+    """The processes with an endpoint, for Prometheus.
 
     Raises:
-        Unavailable: Redis does not answer; a scraper keeps the targets it knows.
+        Unavailable: Redis does not answer; Prometheus keeps the targets that it knows.
     """
     from chainette_workers.metrics.endpoint import Unavailable, targets
 

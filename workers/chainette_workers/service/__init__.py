@@ -1,1 +1,1 @@
-"""Coordinator and sink as services for many runs."""
+"""The coordinator and the sink as services for many runs."""

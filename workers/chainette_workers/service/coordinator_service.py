@@ -1,6 +1,6 @@
-"""The coordinator as a service: admits the rows of runs that were handed over.
+"""The coordinator as a service: admits the rows of enqueued runs.
 
-It reads the log up to the start of the epoch. That part never changes, so any number of coordinators agree.
+It reads the log up to the start of the epoch. That part never changes, so several coordinators always agree.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _IDLE, _LOOK = 0.05, 1.0
 
 @dataclass(frozen=True)
 class CoordinatorDuty:
-    """Admits the input of one run, from its cursor on."""
+    """Admits the input of a run, from its cursor on."""
 
     places: Places
     role: ClassVar[Role] = Role.COORDINATOR
@@ -46,7 +46,7 @@ class CoordinatorDuty:
     def wants(self, handed: Handed) -> bool:
         info = handed.info
         if info.epoch < 0 or info.state == "cancelled" or info.total is not None or handed.order.from_steps:
-            return False  # nothing to admit, or not before the sink has begun another epoch
+            return False  # there is nothing to admit, at least until the sink begins another epoch
         if not self._directory(handed).exists():
             raise Elsewhere(f"there is no run in {handed.order.directory} below {self.places.runs}")
         return not (info.state == "paused" and info.reason)
@@ -56,12 +56,12 @@ class CoordinatorDuty:
         directory = self._directory(handed)
         _, plan = same_chain(order, self.places, read_state(directory)[0])
         try:
-            read = read_for_live_roots(queue, RunKeys(info.run, info.epoch))  # before reading the log, which keeps growing
+            read = read_for_live_roots(queue, RunKeys(info.run, info.epoch))  # before the log is read, because it keeps growing
         except (Lost, BadMessage):
             return  # a new epoch, now or soon
         observed = observe(directory, plan, self.places.input(order), read)
         if observed.state.run.run_id != info.run or observed.state.epoch < info.epoch:
-            raise Elsewhere(f"the log in {order.directory} is not that of run {info.run}, epoch {info.epoch}")
+            raise Elsewhere(f"the log in {order.directory} is not of run {info.run}, epoch {info.epoch}")
         coordinator = _coordinator(queue, RunKeys(info.run, info.epoch), directory, observed, order.options.window)
         looked_at = time.monotonic()
         while not (coordinator.finished or handed.stop.is_set()):
@@ -93,7 +93,7 @@ def _coordinator(queue: FleetQueue, keys: RunKeys, directory: RunDir, observed: 
     roots = roots_of(plan, observed.source, observed.options, state.roots.starts)
 
     def pending(last: int) -> Iterator[Root]:
-        # roots behind the last one that this epoch admitted can only be complete if they were when it began
+        # roots after the last one that this epoch admitted are complete only if they were so when it began
         return roots.pending(lambda root: root <= last or state.roots.is_done(root))
 
     now = RunState()
@@ -102,7 +102,7 @@ def _coordinator(queue: FleetQueue, keys: RunKeys, directory: RunDir, observed: 
         nonlocal now
         if state.accepted is None:
             return True
-        now, _ = read_state(directory, now)  # the sink goes on; everything else here is from the beginning of the epoch
+        now, _ = read_state(directory, now)  # the sink keeps writing; all other values here are from the start of the epoch
         return now.accepted is not None and now.accepted.admits(root, plan.batch_size, window_for(0, window))
 
     return Coordinator(queue, keys, plan, pending, partial(rows_of_root, directory, plan, state), admits=admits)

@@ -1,7 +1,7 @@
-"""The loop that coordinator and sink share as services: many runs at once, each in its own thread.
+"""The loop of the coordinator service and the sink service: many runs at once, each in its own thread.
 
-A run whose disk is full or whose chain is gone is paused, with the reason in `chainette status`; other runs go on. If a
-service is killed, the next one takes over its roles when its lease ends.
+A run whose disk is full or whose chain is missing is paused, with the reason in `chainette status`; other runs continue.
+If a service is killed, another one takes over its runs when its lease expires.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ __all__ = ["Duty", "Elsewhere", "Handed", "Places", "Service", "Stopping", "same
 
 _log = logging.getLogger("chainette")
 
-#: The completed work of a service when it lets a run go, in words.
+#: The log message of a service that has completed its work for a run.
 _DONE = {Role.COORDINATOR: "all its rows are admitted", Role.SINK: "done"}
 
-#: Seconds between two looks at the runs, and until a refused run is looked at again.
+#: Seconds between two looks at the runs, and until a service looks again at a run that it refused.
 _LOOK, _AGAIN = 0.5, 5.0
 
 
 class Elsewhere(ChainetteError):
-    """This service cannot take the run, but another one may."""
+    """This service cannot serve the run, but another one may be able to."""
 
 
 class Stopping(RunStopped):
-    """The service ends, or the run was ordered anew; units in flight go on."""
+    """The service ends, or the run has a new order. Units in flight are not affected."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Places:
     chains: Path
     inputs: Path
     runs: Path
-    #: Values that parameters of chains may have. Values from Redis are compared with these and never used.
+    #: The values that parameters of chains may have. Values from Redis are only compared with these, and never used.
     parameters: Offered = field(default_factory=dict)
-    #: Modules a run may name as its chain.
+    #: The modules that a run may name as its chain.
     modules: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class Places:
 
         Raises:
             Elsewhere: a path leads out of the root.
-            InputError: a folder or a pattern holds no files.
+            InputError: a folder or a pattern has no files.
         """
         files = [file for source in order.inputs for file in expand(self._below(self.inputs, source, "input"))]
         return [self._below(self.inputs, str(file.relative_to(self.inputs.resolve())), "input") for file in files]
@@ -97,7 +97,7 @@ class Places:
         return self._below(self.runs, order.directory, "directory")
 
     def options(self, order: Order) -> RunOptions:
-        """The settings of a run, with its engine file and the earlier runs as they are found here.
+        """The settings of a run, with the paths of its engine file and earlier runs on this machine.
 
         Raises:
             LoadError: the file is not an engine file below the root.
@@ -117,13 +117,13 @@ class Places:
 
 @dataclass(frozen=True)
 class Handed:
-    """A run that was handed over, with everything that a service needs for it."""
+    """An enqueued run, with everything that a service needs for it."""
 
     info: RunInfo
     order: Order
-    #: The service.
+    #: The name of the service.
     me: str
-    #: Set when the service must let go of it.
+    #: Set when the service must release the run.
     stop: threading.Event
     watch: Watch = field(default_factory=Watch)
 
@@ -141,7 +141,7 @@ class Duty(Protocol):
         """Whether there is work to do.
 
         Raises:
-            Elsewhere: this service cannot do it.
+            Elsewhere: this service cannot do the work.
         """
         ...
 
@@ -149,17 +149,17 @@ class Duty(Protocol):
         """Serves a run until its work is done or `handed.stop` is set.
 
         Raises:
-            Elsewhere: others may be able to.
-            ChainetteError: the run cannot go on.
+            Elsewhere: this service cannot do the work, but others may be able to.
+            ChainetteError: the run cannot continue.
         """
         ...
 
 
 def same_chain(order: Order, places: Places, state: RunState | None = None) -> tuple[LoadedChain, Plan]:
-    """The chain from this machine's files, and its plan; `state` is set if the run has begun.
+    """The chain from the files of this machine, and its plan; `state` is set if the run has begun.
 
     Raises:
-        Elsewhere: it is not there, or it is another one.
+        Elsewhere: the chain is missing here, or differs from the one that was enqueued.
     """
     root, offered = places.chains, {name: [*texts] for name, texts in places.parameters.items()}
     for name, value in (state.parameters if state is not None else {}).items():
@@ -186,7 +186,7 @@ def _same_nodes(order: Order, chain: Chain, options: RunOptions) -> Plan:
     """The plan of a chain.
 
     Raises:
-        Elsewhere: the chain does not compile here, or not to the nodes that it had where it was enqueued.
+        Elsewhere: the chain does not compile here, or to other nodes than where it was enqueued.
     """
     try:
         plan = compile_plan(chain, options)
@@ -201,10 +201,10 @@ def _same_nodes(order: Order, chain: Chain, options: RunOptions) -> Plan:
 def serve(
     url: str | None, duty: Duty, stopping: threading.Event, only: str | None = None, metrics: MetricsEndpoint | None = None
 ) -> None:
-    """Serves every run that is handed over on a Redis, or one of them, until `stopping`.
+    """Serves all runs that are enqueued in a Redis, or only the run `only`, until `stopping` is set.
 
     Raises:
-        RunError: Redis does not answer at the start. Later on, it is waited for.
+        RunError: Redis does not answer at the start. Later, the service waits for it.
     """
     part = ProcessKind.SINK if duty.role is Role.SINK else ProcessKind.FLEET
     with connect(url, timeout=5.0) as connection, watching(metrics, connection, part) as watch:
@@ -218,10 +218,10 @@ class _Turn:
     handed: Handed
 
     def mind(self, order: Order | None) -> None:
-        """Ends the turn if the run was ordered anew with other settings."""
+        """Ends the turn if a new order has other settings."""
         known = self.handed.order
         if order is None or order.number < known.number:
-            return  # somebody put an old one back
+            return  # somebody restored an old order
         if msgspec.structs.replace(order, seal=known.seal) not in (known, known.followed()):
             self.handed.stop.set()
 
@@ -233,14 +233,14 @@ class Service:
     board: Board
     queue: FleetQueue
     duty: Duty
-    #: The one run it serves; None: all of them.
+    #: The only run that it serves; None means all runs.
     only: str | None = None
     me: str = ""
     watch: Watch = field(default_factory=Watch)
     _turns: dict[str, _Turn] = field(default_factory=dict)
-    #: Run -> when it may be looked at again.
+    #: Run -> the time when it may be looked at again.
     _resting: dict[str, float] = field(default_factory=dict)
-    #: No lease is reaped before this moment: after a start, and after an outage.
+    #: No lease is reaped before this time, which is set at the start and after an outage.
     _quiet_until: float = field(default_factory=lambda: time.monotonic() + LEASE)
 
     def __post_init__(self) -> None:
@@ -256,7 +256,7 @@ class Service:
             self._let_go(lease.renew)
 
     def _look(self) -> None:
-        """Takes on new runs, and lets go of those that were ordered anew."""
+        """Takes on new runs, and releases those that have a new order."""
         try:
             runs = {info.run: info for info in self.board.runs() if self.only in (None, info.run)}
             if time.monotonic() > self._quiet_until:
@@ -264,12 +264,12 @@ class Service:
         except redis.RedisError as error:
             if not is_passing(error):
                 raise
-            self._quiet_until = time.monotonic() + LEASE  # others could not renew theirs either
+            self._quiet_until = time.monotonic() + LEASE  # other services could not renew their leases either
             return
         self._turns = {run: turn for run, turn in self._turns.items() if turn.thread.is_alive()}
         for run, info in runs.items():
             if run in self._turns:
-                with suppress(ChainetteError):  # an order that does not decode, or has no seal, asks for nothing
+                with suppress(ChainetteError):  # an order without a valid seal, or that cannot be decoded, changes nothing
                     self._turns[run].mind(self.board.order(info))
             elif self._resting.get(run, 0.0) <= time.monotonic():
                 self._guarded(info, lambda info=info: self._consider(info))  # type: ignore[misc]
@@ -300,11 +300,11 @@ class Service:
         _log.info("run %s: %s", handed.info.run, _DONE[self.duty.role])
 
     def _guarded(self, info: RunInfo, work: Callable[[], None]) -> None:
-        """Keeps the errors of one run from affecting others: the run is left to other services, or paused."""
+        """Keeps errors of a run from affecting other runs: the run is left to other services, or paused."""
         try:
             work()
         except Stopping as error:
-            _log.info("run %s: let go: %s", info.run, error)
+            _log.info("run %s: released: %s", info.run, error)
         except RunCancelled as error:
             _log.info("run %s: %s", info.run, error)
         except (Elsewhere, RunDirectoryInUse) as error:
@@ -321,14 +321,14 @@ class Service:
             self._tell(info, words, lambda words: self.board.hold(info.run, words))
 
     def _tell(self, info: RunInfo, reason: str, write: Callable[[str], None]) -> None:
-        """Writes the reason to the service's log and to the run in Redis."""
+        """Writes the reason to the log of the service, and to the run in Redis with `write`."""
         words = f"{self.duty.role} on {socket.gethostname()}: {reason}"
         _log.warning("run %s: %s", info.run, words)
         with suppress(redis.RedisError):
             write(words)
 
     def _let_go(self, meanwhile: Callable[[], None]) -> None:
-        """Ends all turns; other services may take over the runs."""
+        """Ends all turns, so that other services can take over the runs."""
         for turn in self._turns.values():
             turn.handed.stop.set()
         for turn in self._turns.values():

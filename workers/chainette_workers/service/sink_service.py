@@ -1,4 +1,4 @@
-"""The sink as a service: writes the directories of runs that were handed over, below its own root."""
+"""The sink as a service: writes the directories of enqueued runs, below its own root."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from chainette_workers.sink.sink import Sink
 
 __all__ = ["SinkDuty"]
 
-#: Seconds in which a run that was handed over must begin.
+#: The seconds within which an enqueued run must begin.
 _BEGINS_WITHIN = 7 * 86400
 
 
 @dataclass(frozen=True)
 class SinkDuty:
-    """Writes one run: into a fresh directory, or the one that an earlier sink left."""
+    """Writes one run, to a new directory or to the one of an earlier sink."""
 
     places: Places
-    #: The Redis it serves, without the password; a resume by hand looks there for the run.
+    #: The URL of its Redis, without the password; a resume by hand looks for the run there.
     redis: str
     role: ClassVar[Role] = Role.SINK
 
@@ -49,7 +49,7 @@ class SinkDuty:
     def serve(self, handed: Handed, queue: FleetQueue, board: Board) -> None:
         info, order = handed.info, handed.order
         if info.state == "cancelled" and board.revive(info.run):
-            return  # and is looked at again
+            return  # the service will look at it again
         directory = self._directory(handed)
         state = self._state(handed, directory)
         if (state is None and info.state == "cancelled") or (state is not None and _is_closed(state, order)):
@@ -93,7 +93,7 @@ class SinkDuty:
         return directory
 
     def _state(self, handed: Handed, directory: RunDir) -> RunState | None:
-        """The state of the directory; None if it is empty.
+        """The state of the run in the directory; None if there is none yet.
 
         Raises:
             RunDirectoryError: it holds another run.
@@ -103,16 +103,16 @@ class SinkDuty:
         state, _ = read_state(directory)
         if state.run.run_id != handed.info.run:
             if handed.info.state == "cancelled":
-                return None  # it never began
+                return None  # that run never began
             raise RunDirectoryError(f"{handed.order.directory} holds run {state.run.run_id}; name another directory")
         return state
 
 
 def _due(order: Order, state: RunState | None) -> Order:
-    """The part of an order that a sink still has to follow; `state` is that of the run's directory, if there is one.
+    """The part of an order that a sink still has to carry out; `state` is that of the run's directory, if it exists.
 
     Raises:
-        Elsewhere: somebody restored an old order in Redis: its run was deleted, or a later order exists.
+        Elsewhere: the order in Redis is outdated: its run was deleted, or a later order was carried out.
     """
     if state is None:
         if (age := time.time() - order.at) > _BEGINS_WITHIN:
@@ -122,14 +122,14 @@ def _due(order: Order, state: RunState | None) -> Order:
         return order
     if order.number < state.order:
         raise Elsewhere(
-            f"its order in Redis is number {order.number}, and {order.directory} has followed number {state.order}; "
-            f"go on: `chainette resume` with that directory"
+            f"its order in Redis is number {order.number}, but {order.directory} has already followed number {state.order}; "
+            "continue with `chainette resume` and that directory"
         )
     return order.followed() if order.number == state.order else order
 
 
 def _is_closed(state: RunState, order: Order) -> bool:
-    """Whether the log says that the run is over."""
+    """Whether the run is over according to its log."""
     return state.status is Status.CANCELLED or (
         state.status is Status.FINISHED and not (order.from_steps and order.number > state.order)
     )
@@ -137,7 +137,7 @@ def _is_closed(state: RunState, order: Order) -> bool:
 
 @dataclass(frozen=True)
 class _Served:
-    """Moves a session's results, until the service lets go of it; the `drive` of RunOptions."""
+    """The `drive` of RunOptions: moves the results of a session until the service releases the run."""
 
     handed: Handed
     queue: FleetQueue
@@ -146,7 +146,7 @@ class _Served:
     attaches: ClassVar[bool] = True
 
     def check(self, _plan: Plan, /) -> None:
-        """Checks nothing: Redis has just answered."""
+        """Checks nothing, because Redis has just answered."""
 
     def __call__(self, session: Session) -> None:
         run = self.handed.info.run
@@ -163,15 +163,15 @@ class _Served:
         ).run()
 
     def clean(self, run: str) -> None:
-        """See `options.Drive`: the service closes runs that are over itself."""
+        """Does nothing (see `options.Drive`): the service itself closes runs that are over."""
 
     def _tend(self, _moved: bool) -> None:
         if self.handed.stop.is_set():
-            raise Stopping("the sink ends, or begins it anew")
+            raise Stopping("the sink stops, or the run has a new order")
 
 
 class _Admitted:
-    """For runs whose rows a coordinator service admits."""
+    """Admits nothing: a coordinator service admits the rows of this run."""
 
     finished = True
 

@@ -38,7 +38,7 @@ def test_it_listens_on_loopback_and_a_free_port_unless_told_otherwise() -> None:
 def test_a_path_that_is_not_there_is_answered_with_those_that_are() -> None:
     with serving(MetricsEndpoint(), ROUTES) as address, pytest.raises(urllib.error.HTTPError) as error:
         get(address, "/")
-    assert error.value.code == 404 and error.value.read() == b"here: /metrics\n"
+    assert error.value.code == 404 and error.value.read() == b"not found; paths: /metrics\n"
     error.value.close()
 
 

@@ -40,7 +40,7 @@ def test_an_order_is_followed_once(state: RunState) -> None:
 
 def test_an_order_that_a_later_one_replaced_is_refused_and_the_way_on_is_said(state: RunState) -> None:
     state.order = 4
-    with pytest.raises(Elsewhere, match="number 3, and out has followed number 4; go on: `chainette resume`"):
+    with pytest.raises(Elsewhere, match="number 3, but out has already followed number 4; continue with `chainette resume`"):
         _due(ANEW, state)
     assert _is_closed(state, ANEW), "a finished run is not opened by it"
     assert _due(ANEW.after(state.order), state).number == 5
