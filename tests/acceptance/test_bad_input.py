@@ -86,7 +86,7 @@ BAD_LINES = {
     b'{"text": "caf\xe9"}': "not UTF-8: byte 13 of the record is 0xe9; convert the file to UTF-8",
     b'{"text": 5}': "text: Input should be a valid string, got 5",
     b'{"txt": "a"}': "text: Field required",
-    b"[1, 2]": "a JSON object is needed, this line is of type array",
+    b"[1, 2]": "expected a JSON object, but this line is of type array",
     b'{"text": ': "not JSON: it ends too early",
     b'{"text": NaN}': "NaN and Infinity are not JSON, write null",
     b'{"text": ' + b"[" * 100_000: "nested too deeply",

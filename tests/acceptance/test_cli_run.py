@@ -105,7 +105,7 @@ def test_a_csv_of_one_column_is_read_from_standard_input(project: Project, text:
     assert done.returncode == 0, done.stderr
     assert project.ids("out", "grade") == ["0", "1"]
     plain = project.chainette("run", "chain.py", "-", "-o", "plain", "--quiet", stdin="a\nb\n")
-    assert plain.returncode == 1 and "none of its columns is one of Text ('text'): it has 'a'" in plain.stderr
+    assert plain.returncode == 1 and "none of its columns is a field of Text ('text'): it has 'a'" in plain.stderr
 
 
 def test_standard_input_is_an_input(project: Project) -> None:

@@ -301,7 +301,7 @@ def test_a_source_is_given_again_from_its_start_and_must_be_the_same(all_rows: R
     out = tmp_path / "run"
     with pytest.raises(RunStopped):
         chain().run(endless([]), out, accept=20, hooks=(Stop(15),))
-    with pytest.raises(InputError, match="the source gives other rows than when the run began"):
+    with pytest.raises(InputError, match="the source gives different rows than when the run began"):
         chain().run(endless([], first=1), out, resume=True)
     with pytest.raises(RunStopped, match=r"of 20 rows accepted, .* Give the source again, from its first row"):
         resume(out, chain())

@@ -133,5 +133,5 @@ def test_a_column_that_parquet_cannot_hold_is_named(tmp_path: Path) -> None:
 
 
 def test_a_frame_with_none_of_the_columns_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="none of its columns is one of Item"):
+    with pytest.raises(InputError, match="none of its columns is a field of Item"):
         seeing().run(pl.DataFrame({"title": ["a"]}), tmp_path / "run")

@@ -78,7 +78,9 @@ def test_standard_input_among_files_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_without_a_header_is_refused_and_leaves_no_directory(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("hello,1\nworld,2\n")
-    with pytest.raises(InputError, match=r"none of its columns is one of Text \('text'\): it has 'hello', '1'; is the first"):
+    with pytest.raises(
+        InputError, match=r"none of its columns is a field of Text \('text'\): it has 'hello', '1'; is the first"
+    ):
         CHAIN.run(tmp_path / "in.csv", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -1,1 +1,1 @@
-"""From files to rows."""
+"""Reads inputs: from files to validated rows."""

@@ -1,4 +1,4 @@
-"""Arrow columns as Python values that JSON can hold. A value that Python cannot hold does not affect the others."""
+"""Converts Arrow columns to Python values that JSON can hold. A value that Python cannot hold does not affect the others."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["cells"]
 
 
 def cells(column: pa.Array) -> tuple[list[Any], dict[int, str]]:
-    """The values of a column, and for each value that cannot be read (None in the list) the reason.
+    """The values of a column, and the reason for each value that cannot be read (which is None in the list), by its index.
 
     Nanoseconds are cut to microseconds, maps become dicts, and times in a zone unknown to this machine are in UTC.
     """
     try:
         return _values(column), {}
-    except Exception:  # a date after 9999, text that is not UTF-8, a map with a duplicate key: find the rows
+    except Exception:  # a date after 9999, text that is not UTF-8, or a map with a duplicate key: find the rows
         return _one_by_one(column)
 
 
@@ -38,7 +38,7 @@ def _shown(cell: pa.Array) -> str:
 
     try:
         return f" ({str(cell.cast(pa.string())[0].as_py()).removeprefix('<').removesuffix('>')[:60]})"
-    except Exception:  # most nested types have no text
+    except Exception:  # most nested types cannot be cast to text
         return ""
 
 
@@ -50,7 +50,7 @@ def _values(column: pa.Array) -> list[Any]:
 
 
 def _require_times_of_day(column: pa.Array) -> None:
-    """Raises ValueError if a time is not within a day, which pyarrow would silently turn into another time."""
+    """Raises ValueError if a time is not within a day; pyarrow would silently convert it to another time."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -62,7 +62,7 @@ def _require_times_of_day(column: pa.Array) -> None:
 
 
 def _plain_type(kind: Any) -> Any:
-    """The type whose values Python can hold; the type itself if it is one."""
+    """The type to which a column is cast so that Python can hold its values; the type itself if that is not needed."""
     import pyarrow as pa
 
     types = pa.types
@@ -96,7 +96,7 @@ def _known_zone(zone: str | None) -> str | None:
 
     try:
         pa.scalar(0, pa.timestamp("us", zone)).as_py()
-    except Exception:  # pyarrow passes on any error of its time zone database, or Python's
+    except Exception:  # pyarrow raises any error of its own time zone database or Python's
         return "UTC"
     return zone
 
@@ -108,7 +108,7 @@ def _has_map(kind: Any) -> bool:
 
 
 def _with_dicts(value: Any, kind: Any) -> Any:
-    """The value with dicts in place of Arrow's pairs for a map."""
+    """The value with dicts in place of the lists of pairs that Arrow returns for maps."""
     import pyarrow as pa
 
     if value is None or not _has_map(kind):

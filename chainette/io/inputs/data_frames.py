@@ -1,4 +1,4 @@
-"""Data frames and Arrow tables as inputs: anything with the Arrow PyCapsule interface becomes a Parquet file.
+"""Data frames and Arrow tables as inputs: any object with the Arrow PyCapsule interface is written to a Parquet file.
 
 Source: https://arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html
 """
@@ -16,11 +16,11 @@ __all__ = ["spool_frame"]
 
 
 def spool_frame(frame: ArrowStream, path: Path) -> Path:
-    """Writes a frame to `path` as Parquet, batch by batch: whole and fsynced, or not at all. An index of pandas is left out.
+    """Writes a frame to `path` as Parquet, batch by batch: whole and fsynced, or not at all. The index of pandas is left out.
 
     Raises:
         InputError: Arrow or Parquet cannot hold a column.
-        DiskError: the disk refused.
+        DiskError: the disk is full, or a write failed.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -39,7 +39,7 @@ def spool_frame(frame: ArrowStream, path: Path) -> Path:
 
 
 def _index(schema: object) -> set[str]:
-    """The columns that hold the index of a pandas frame."""
+    """The columns that are the index of a pandas frame."""
     metadata = getattr(schema, "metadata", None) or {}
     columns = json.loads(metadata.get(b"pandas", b"{}")).get("index_columns", ())
     return {name for name in columns if isinstance(name, str)}

@@ -1,8 +1,8 @@
-"""CSV and TSV as text: cuts a stream into records and records into cells, and writes them.
+"""CSV and TSV as text: splits a stream into records and records into cells, and writes them.
 
-RFC 4180, read leniently the way Python's csv module does: a quote matters only at the start of a
-cell. Unlike that module it tells an empty cell (None) from a quoted empty one (""), knows the line
-where a record starts, and never holds more than `max_bytes` of a record.
+RFC 4180, read as leniently as Python's csv module: a quote matters only at the start of a cell.
+Unlike that module, it distinguishes an empty cell (None) from a quoted empty one (""), knows the line
+at which a record starts, and never holds more than `max_bytes` of a record.
 """
 
 from __future__ import annotations
@@ -29,49 +29,49 @@ __all__ = [
 ]
 
 _SPECIAL = frozenset('",\r\n')
-#: Bytes of an overlong line that are kept for the rejection.
+#: Bytes of a line that is too long that are kept for the rejection.
 KEPT = 65536
 _BLOCK = 1 << 16
 #: Bytes of lines that are skipped at a time.
 _SKIPPED = 1 << 20
-#: UTF-8's byte-order mark.
+#: The byte-order mark of UTF-8.
 BOM = b"\xef\xbb\xbf"
-#: A blank line, from the end of the line before it up to its own end.
+#: A blank line, from the end of the previous line to its own end.
 _BLANK = re.compile(rb"\n(?:%b)?[ \t\r\v\f]*+(?=\n)" % BOM)
 
 
 class Line(NamedTuple):
-    """One line, or one CSV record of several lines, with its line end."""
+    """A line, or a CSV record of several lines, with its line end."""
 
     number: int
     data: bytes
-    #: "" or why `data` is only the beginning of the line.
+    #: The reason why `data` is only the beginning of the line; "" if it is complete.
     error: str = ""
 
 
 class LineSource(Protocol):
-    """Text, line by line."""
+    """A source of text, read line by line."""
 
     def readline(self, size: int, /) -> bytes: ...
 
 
 class AnyLineEnd:
-    """A stream by lines that end in CR, LF or both, as CSV files of different systems do."""
+    """Reads lines that end in CR, LF or both, as in CSV files of different systems."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        #: Lines that were read ahead, the next one last.
+        #: Lines that were read ahead; the last one is next.
         self._read: list[bytes] = []
 
     def readline(self, size: int, /) -> bytes:
-        """The next line; if it is over `size` bytes, a part of at least that length."""
+        """The next line; if it is longer than `size` bytes, a part of at least that length."""
         line = b""
         while self._fill():
             line += self._read.pop()
             if line.endswith(b"\n") or len(line) >= size:
                 break
             if line.endswith(b"\r"):
-                if self._fill() and self._read[-1] == b"\n":  # the block ended between the two
+                if self._fill() and self._read[-1] == b"\n":  # the block ended between CR and LF
                     line += self._read.pop()
                 break
         return line
@@ -83,7 +83,7 @@ class AnyLineEnd:
 
 
 class _Ahead:
-    """Bytes that were read ahead (whole lines and the beginning of one), and their stream."""
+    """Bytes that were read ahead (complete lines and the beginning of one), followed by the rest of their stream."""
 
     def __init__(self, data: bytes, stream: IO[bytes]) -> None:
         self._data, self._stream = io.BytesIO(data), stream
@@ -94,13 +94,13 @@ class _Ahead:
 
 
 def skip_lines(stream: IO[bytes], records: int, max_bytes: int) -> tuple[int, int, LineSource]:
-    """Skips lines that end in LF by counting them, up to a block before so many records have passed.
+    """Skips lines that end in LF by counting them, in blocks, for at most `records` records.
 
-    Returns the records (lines that are not blank) and lines that were skipped, and the rest of the stream. Stops early at
-    a long line, so that memory stays bounded.
+    Returns the number of records (lines that are not blank) and of lines that were skipped, and the rest of the stream.
+    Stops early at a long line, so that memory stays bounded.
     """
     skipped = number = 0
-    ahead = b"\n"  # begins with the end of the line before
+    ahead = b"\n"  # begins with the end of the previous line
     while len(ahead) <= max_bytes and (data := stream.read(_SKIPPED)):
         ahead += data
         last = ahead.rfind(b"\n")
@@ -113,7 +113,7 @@ def skip_lines(stream: IO[bytes], records: int, max_bytes: int) -> tuple[int, in
 
 
 def lines(stream: LineSource, max_bytes: int, first: int = 1) -> Iterator[Line]:
-    """The lines of a stream; only the beginning of a line over `max_bytes` is ever held."""
+    """The lines of a stream. Of a line longer than `max_bytes`, only the beginning is held."""
     ends = (b"\n", b"\r") if isinstance(stream, AnyLineEnd) else (b"\n",)
     number = first - 1
     while data := stream.readline(max_bytes + 1):
@@ -130,7 +130,7 @@ def lines(stream: LineSource, max_bytes: int, first: int = 1) -> Iterator[Line]:
 
 
 def without_mark(line: Line) -> Line:
-    """The line without a byte-order mark at its beginning, as concatenated files have."""
+    """The line without a byte-order mark at its beginning; concatenated files have such marks."""
     return line._replace(data=line.data[len(BOM) :]) if line.data.startswith(BOM) else line
 
 
@@ -144,7 +144,7 @@ def _skip_line(stream: LineSource, ends: tuple[bytes, ...]) -> int:
 
 
 def records(stream: LineSource, separator: bytes, max_bytes: int, first: int = 1) -> Iterator[Line]:
-    """The records of a CSV stream: lines, joined if a quoted cell contains a line end."""
+    """The records of a CSV stream: its lines, which are joined if a quoted cell contains a line end."""
     source = lines(stream, max_bytes, first)
     for line in map(without_mark, source):
         if not line.error and b'"' in line.data and _is_open(line.data, separator, inside=False):
@@ -172,14 +172,14 @@ def _join_record(start: Line, source: Iterable[Line], separator: bytes, max_byte
     data = b"".join(parts)
     if not error and not _is_well_quoted(data, separator):
         error = (
-            f"a quote in it stands in the middle of a cell, so that lines {start.number} to {last} were read as one record; "
-            "is a quote too many, or not doubled?"
+            f"it has a quote in the middle of a cell, so lines {start.number} to {last} were read as one record; "
+            "is there a quote too many, or one that is not doubled?"
         )
     return Line(start.number, data, error)
 
 
 def _is_well_quoted(record: bytes, separator: bytes) -> bool:
-    """Whether every quoted cell ends at a separator or at the end; if not, lines may have been joined by a stray quote."""
+    """Whether every quoted cell ends at a separator or at the end; if not, a stray quote may have joined lines."""
     between = re.escape(separator)
     cell = rb'(?:"(?:[^"]++|"")*+"|[^"%b][^%b]*+)?+' % (between, between)
     return re.fullmatch(rb"%b(?:%b%b)*+" % (cell, between, cell), record.rstrip(b"\r\n")) is not None
@@ -206,7 +206,7 @@ def _is_open(data: bytes, separator: bytes, *, inside: bool) -> bool:
 
 
 def split_cells(text: str, separator: str) -> list[str | None]:
-    """The cells of a record; None is an empty cell without quotes."""
+    """The cells of a record; None stands for an empty cell without quotes."""
     text = text.removesuffix("\n").removesuffix("\r")
     if '"' not in text:
         return [cell or None for cell in text.split(separator)]
@@ -225,7 +225,7 @@ def _plain(text: str, at: int, separator: str) -> tuple[str | None, int]:
 
 
 def _quoted(text: str, at: int, separator: str) -> tuple[str, int]:
-    """The quoted cell whose content starts at `at`, and where the next cell starts."""
+    """The quoted cell whose content starts at `at`, and the position of the next cell."""
     parts = []
     while (quote := text.find('"', at)) >= 0 and text.startswith('"', quote + 1):
         parts.append(text[at : quote + 1])
@@ -236,7 +236,7 @@ def _quoted(text: str, at: int, separator: str) -> tuple[str, int]:
 
 
 def format_cells(cells: Iterable[Any]) -> str:
-    """A line of CSV. None is an empty cell, an empty string is "", so that they can be told apart."""
+    """A line of CSV. None becomes an empty cell and an empty string "", so that they can be distinguished."""
     return ",".join(["" if cell is None else _quote(cell) for cell in cells]) + "\n"
 
 

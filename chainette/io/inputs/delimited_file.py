@@ -1,4 +1,4 @@
-"""CSV and TSV as an input: the separator, the header, and cells by column."""
+"""CSV and TSV files as inputs: separator, header, and cells by column."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from chainette.utils.plurals import counted
 __all__ = ["DelimitedFile"]
 
 _SEPARATORS = (",", ";", "\t", "|")
-#: Excel's first line for a file whose separator is not the locale's.
+#: The first line that Excel writes if the separator is not that of the locale.
 _SEP_LINE = re.compile(rb'"?sep=([^\w"])"?[\r\n]*', re.IGNORECASE)
 _HEAD = 1 << 16
 _SAMPLE = 20
 
 
 class DelimitedFile(TextFile):
-    """CSV or TSV with a header. An empty cell is missing, and so are cells a short record lacks."""
+    """CSV or TSV with a header. Empty cells count as missing, as do cells that a short record lacks."""
 
     def __init__(self, path: Path, limit: int | None, max_line_bytes: int, kind: str) -> None:
         super().__init__(path, limit, max_line_bytes)
@@ -36,7 +36,7 @@ class DelimitedFile(TextFile):
         with open_text(path) as stream:
             header = next(islice(super()._lines(stream), self._before, None), None)
         self._header = _header_cells(path, header, self._separator) if header else []
-        #: A column without a name (the index that pandas writes, Excel's empty columns) is called by its position.
+        #: A column without a name (the index that pandas writes, an empty column of Excel) is named after its position.
         self._columns = [name or f"column_{number}" for number, name in enumerate(self._header, 1)]
         require_distinct(self._columns, f"{path}:{header.number}" if header else str(path))
 
@@ -48,9 +48,9 @@ class DelimitedFile(TextFile):
         return found if self._cr else self._split_at_cr(found)
 
     def _split_at_cr(self, found: Iterator[Line]) -> Iterator[Line]:
-        """Treats a lone CR as the end of a record if the pieces are valid records, else as part of its cell.
+        """Treats a lone CR as the end of a record if that gives valid records, and otherwise as part of its cell.
 
-        Concatenated files of two systems have such ends; Python and pandas write such cells.
+        Concatenated files from two systems have such ends; Python and pandas write such cells.
         """
         more = 0
         for line in found:
@@ -82,12 +82,12 @@ class DelimitedFile(TextFile):
             cause = f"{counted(len(cells), 'cell')}, but the header has {len(self._columns)}"
             return f"{cause}; quote cells that hold {self._separator!r}"
         if [(cell or "").strip() for cell in cells] == self._header:
-            return "the header again; if two files were put one behind the other, give them as several inputs"
+            return "this is the header again; if two files were concatenated, give them as separate inputs"
         return None
 
 
 def _dialect(path: Path, max_bytes: int, usual: str) -> tuple[str, int, bool]:
-    """The separator, the number of records before the header, and whether a lone CR ends lines, as it ends the first."""
+    """The separator, the number of records before the header, and whether lines end in a lone CR, as the first one does."""
     with open_text(path) as stream:
         head = stream.read(_HEAD)
     source = (line.data for line in lines(AnyLineEnd(io.BytesIO(head)), max_bytes) if not line.data.isspace())
@@ -101,7 +101,7 @@ def _dialect(path: Path, max_bytes: int, usual: str) -> tuple[str, int, bool]:
 
 
 def _fit(head: bytes, separator: str, max_bytes: int) -> tuple[int, int]:
-    """The number of first records with as many cells as the header, and the number of those cells (0 without records)."""
+    """The number of leading records with as many cells as the header, and that number of cells (0 without records)."""
     cut = records(AnyLineEnd(io.BytesIO(head)), separator.encode(), max_bytes)
     counts = list(islice((_width(line.data, separator) for line in cut if not line.data.isspace()), _SAMPLE + 1))
     return sum(count == counts[0] for count in counts[1:]), counts[0] if len(counts) > 1 else 0
@@ -113,7 +113,7 @@ def _width(record: bytes, separator: str) -> int:
 
 def _not_text(data: bytes) -> str | None:
     if b"\0" in data:
-        return "it holds NUL bytes; the file is damaged, or not text"
+        return "it contains NUL bytes; the file is damaged, or not text"
     return not_utf8(data)
 
 

@@ -1,8 +1,8 @@
-"""A file that grows as it is read: a copy of a source, as far as the run has read it.
+"""A file that grows as it is read: a copy of the part of a source that the run has read.
 
-A run with `accept` may take its rows from a source that never ends, any run from a data set of the hub, and one that stops
-early from a file at a URL. While the source may give more, a mark lies beside the file; a later session compares the source
-with the file, and goes on behind it.
+A run with `accept` may take its rows from a source that never ends, any run from a data set of the hub, and a run that
+stops early from a file at a URL. As long as the source may have more, there is a marker file beside the copy; a later session
+compares the source with the copy and continues after it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from chainette.utils.private_files import make_folder, open_file
 
 __all__ = ["GrowingFile", "RowSource"]
 
-#: A stream of bytes or text, or rows.
+#: A stream of bytes or text, or an iterable of rows.
 RowSource = IO[bytes] | IO[str] | RemoteText | Iterable[BaseModel | Mapping[str, Any]]
 
-#: Lines and bytes from which the kind of a stream is recognized.
+#: The lines and bytes that are needed to recognize the kind of a stream.
 _LINES, _HEAD = 21, 1 << 16
 
 
@@ -35,16 +35,16 @@ class GrowingFile:
     """One file and its source."""
 
     def __init__(self, path: Path, source: RowSource | None) -> None:
-        """Begins a file, or goes on with one; `source` gives everything from its start, None nothing more.
+        """Begins a file, or continues one. `source` gives all rows from its start; None gives no more rows.
 
         Raises:
-            DiskError: the disk refused.
+            DiskError: the file cannot be opened.
         """
         self.path = path
-        #: Entries of the log by which the source can be opened again, and the columns of all its rows; empty if unknown.
+        #: The log entries with which the source can be opened again, and the columns of all its rows; empty if unknown.
         self.origin: dict[str, Any] = source.origin if isinstance(source, HubRows | RemoteText) else {}
         self.columns = source.columns if isinstance(source, HubRows) and not path.exists() else []
-        #: Whether a reader wanted more than the file has, without a source that could give it.
+        #: Whether a reader wanted more than the file has, but there was no source.
         self.is_cut = False
         self._mark = path.with_name(f"{path.name}.open")
         self._blocks: Iterator[bytes] | None = None if source is None else blocks_of(source, at_once=True)
@@ -54,9 +54,9 @@ class GrowingFile:
             make_folder(path.parent)
             if not path.exists():
                 os.close(open_file(self._mark, os.O_WRONLY | os.O_CREAT))
-            self._file = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)  # changed by `more` alone, under the run's lock
+            self._file = open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)  # only `more` changes it, under the run's lock
             fsync_dir(path.parent)
-        #: Bytes that earlier sessions left, and those that the source gave in this one.
+        #: The bytes of earlier sessions, and those that the source has given in this one.
         self._there, self._given = os.fstat(self._file).st_size, 0
 
     @property
@@ -65,7 +65,7 @@ class GrowingFile:
         return not self._mark.exists()
 
     def begin(self) -> None:
-        """Reads as much of a new file as is needed to recognize its kind."""
+        """Reads the part of a new source that is needed to recognize its kind."""
         head = b"" if not self._there else b"\n" * _LINES
         while len(head) < _HEAD and head.count(b"\n") < _LINES and self.more(len(head)):
             with self.path.open("rb") as file:
@@ -74,13 +74,13 @@ class GrowingFile:
                 return
 
     def more(self, read: int) -> bool:
-        """Appends the next block of the source, and waits for it, unless the file has more bytes by now than were `read`.
+        """Waits for the next block of the source and appends it, unless the file has more than `read` bytes by now.
 
-        Returns False if there is nothing more.
+        Returns False at the end of the source.
 
         Raises:
-            InputError: the source gives other rows than before, or something that is not a row.
-            DiskError: the disk refused.
+            InputError: the source gives different rows than before, or something that is not a row.
+            DiskError: the disk is full, or a write failed.
         """
         with self._reading:
             while self.path.stat().st_size <= read:
@@ -94,7 +94,7 @@ class GrowingFile:
             pass
 
     def _take(self) -> bool:
-        """Takes the next block of the source; False if there can be none."""
+        """Takes the next block of the source; returns False if there is none."""
         block = self._next()
         with self._closing:
             if self._closed or block is None:
@@ -114,10 +114,10 @@ class GrowingFile:
         return next(self._blocks, b"")
 
     def _unknown(self, block: bytes) -> bytes:
-        """The part of a block the file does not have yet.
+        """The part of a block that the file does not have yet.
 
         Raises:
-            InputError: the file has other bytes.
+            InputError: the file has different bytes.
         """
         known = os.pread(self._file, min(len(block), max(0, self._there - self._given)), self._given)
         ends_early = not block and self._given < self._there
@@ -127,11 +127,11 @@ class GrowingFile:
         return block[len(known) :]
 
     def _other_rows(self) -> str:
-        where = f"from {self.path} behind byte {self._given:,}"
+        where = f"from {self.path} after byte {self._given:,}"
         if (place := self.origin.get("file")) is not None:
-            return f"{place} has changed since the run began: it differs {where}. Put the old file back, or begin a new run"
+            return f"{place} has changed since the run began: it differs {where}. Restore the old file, or begin a new run"
         return (
-            f"the source gives other rows than when the run began: they differ {where}. "
+            f"the source gives different rows than when the run began: they differ {where}. "
             "Give the same rows again, from the first one, or begin a new run"
         )
 
@@ -142,12 +142,12 @@ class GrowingFile:
             fsync_dir(self.path.parent)
 
     def sync(self) -> None:
-        """Makes everything durable that was read so far."""
+        """Makes everything that was read so far durable."""
         with disk_errors(self.path):
             os.fsync(self._file)
 
     def close(self) -> None:
-        """Appends nothing more, even if the source still gives something."""
+        """Closes the file; nothing more is appended, even if the source gives more."""
         with self._closing:
             if not self._closed:
                 self._closed = True

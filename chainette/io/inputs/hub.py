@@ -1,6 +1,6 @@
 """Data sets of the Hugging Face Hub as inputs: `hf:OWNER/NAME`, `hf:OWNER/NAME/SPLIT`, `hf:OWNER/NAME@REVISION/CONFIG/SPLIT`.
 
-Rows are streamed through `datasets`, only as far as the run reads. The log keeps the commit, so that a later session reads the
+Rows are streamed by `datasets`, only as far as the run reads. The log records the commit, so that a later session reads the
 same rows. The hub's address and token are those of `datasets` (`HF_ENDPOINT`, `HF_TOKEN`, `hf auth login`).
 """
 
@@ -25,13 +25,13 @@ _NAME = re.compile(
 
 
 def is_hub(source: object) -> TypeGuard[str]:
-    """Whether an input is a data set of the hub; `hf://` is a URL of files there."""
+    """Whether an input is a data set of the hub, as opposed to `hf://`, a URL of files there."""
     return isinstance(source, str) and source.startswith("hf:") and not source.startswith("hf://")
 
 
 @dataclass(frozen=True)
 class HubRows:
-    """The rows of one split, in the order of its files. Asks the hub when it is iterated, and once for `columns`."""
+    """The rows of a split, in the order of its files. It asks the hub whenever it is iterated, and once for `columns`."""
 
     repo: str
     revision: str | None = None
@@ -40,10 +40,10 @@ class HubRows:
 
     @classmethod
     def of(cls, name: str) -> HubRows:
-        """The data set with a name.
+        """The data set with this name.
 
         Raises:
-            InputError: it is no such name.
+            InputError: the name does not have the form of one.
         """
         found = _NAME.fullmatch(name)
         if found is None:
@@ -52,10 +52,11 @@ class HubRows:
 
     @classmethod
     def pinned(cls, name: str) -> HubRows:
-        """The data set with a name, at the commit its revision has now, and with its configuration and split chosen.
+        """The data set with this name, at the current commit of its revision, with its configuration and split chosen.
 
         Raises:
-            InputError: the hub does not have it or cannot be reached, or it has several splits and none is named.
+            InputError: the hub does not have the data set or cannot be reached, or the data set has several splits and the
+                name has none.
         """
         found = cls.of(name)
         with found._asking():
@@ -69,7 +70,7 @@ class HubRows:
             return replace(found, config=config, split=found._chosen("split", splits))
 
     def _chosen(self, kind: str, known: Sequence[str], default: str = "") -> str:
-        """The configuration or the split that was named, or else the only one."""
+        """The configuration or the split that was named, or the only one."""
         named = getattr(self, kind)
         if named is None and (len(known) == 1 or default in known):
             return known[0] if len(known) == 1 else default
@@ -84,19 +85,19 @@ class HubRows:
         return "/".join(filter(None, parts))
 
     def is_of(self, name: str) -> bool:
-        """Whether a name, complete or not, means this data set."""
+        """Whether a name, complete or not, refers to this data set."""
         other = HubRows.of(name)
         pairs = [(getattr(self, key), getattr(other, key)) for key in ("repo", "config", "split")]
         return all(wanted in (None, mine) for mine, wanted in pairs)
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The entry of the log by which it can be opened again."""
+        """The log entry with which the data set can be opened again."""
         return {"hub": str(self)}
 
     @property
     def columns(self) -> list[str]:
-        """The columns of every row; [] if only the rows show them."""
+        """The columns of every row; [] if they are known only from the rows."""
         with self._asking():
             return list(self._dataset.column_names or ())
 

@@ -1,7 +1,7 @@
-"""The trail of an input: which of its bytes were read, and whether they are still the same.
+"""The trail of an input: the bytes that were read, and checks that they are unchanged.
 
-One sha256 covers the files of an input in reading order. The log records it as reading goes on, so that a later session
-can check every byte that rows were made from. Sizes and times of the files tell whether that check needs to read them.
+One sha256 covers the files of an input in reading order. The log records it during reading, so that a later session can
+check every byte from which rows were made. That check reads the files only if their sizes and times do not suffice.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ __all__ = ["Stamp", "Trail", "digest_of", "stamp_of"]
 
 #: Bytes per read.
 _BLOCK = 1 << 18
-#: A write this soon (ns) after another may leave a file with the same time: if times have fractions of a second, and
-#: if they do not.
+#: Nanoseconds within which two writes may give a file the same time: if times have fractions of a second, and if they
+#: do not.
 _TICK, _COARSE_TICK = 100_000_000, 2_100_000_000
 
 
@@ -39,15 +39,15 @@ class Stamp(NamedTuple):
     size: int
     mtime_ns: int
     ctime_ns: int
-    #: Whether any later change shows in the times. If the file is very new, it may not: two writes may have the same time.
+    #: Whether any later change shows in the times. If the file is very new, two writes may have the same time.
     settled: bool = True
 
 
 def stamp_of(path: Path) -> Stamp:
-    """The stamp of a file as it is now.
+    """The current stamp of a file.
 
     Raises:
-        InputError: it is gone, or inaccessible.
+        InputError: the file is gone or inaccessible.
     """
     now = time.time_ns()
     try:
@@ -62,11 +62,12 @@ def stamp_of(path: Path) -> Stamp:
 class Trail:
     """One pass over the files of an input, from the first byte on.
 
-    Files are opened through it in order; it sees all bytes read from them. Readers that skip bytes call `catch_up`.
+    Files are opened through it, in order, and it sees all bytes that are read from them. Readers that skip bytes call
+    `catch_up`.
     """
 
     def __init__(self, files: Sequence[Path], stamps: Sequence[Stamp], growing: GrowingFile | None = None) -> None:
-        """`growing`: the one file, if it grows as it is read."""
+        """`growing` is the only file, if it grows as it is read."""
         self._growing = growing
         self._files = tuple(files)
         self._stamps = list(stamps)
@@ -77,7 +78,7 @@ class Trail:
         self._checked = 0
 
     def open(self, file: Path) -> IO[bytes]:
-        """Opens a file of the input at its start; the rest of the files before it is read first."""
+        """Opens a file of the input at its start, after reading the rest of the files before it."""
         self.catch_up(0, file)
         return io.BufferedReader(_Heard(file, self, self._start[file]), _BLOCK)
 
@@ -89,14 +90,14 @@ class Trail:
                 self.hear(self._upto, block)
 
     def hear(self, at: int, data: memoryview | bytes) -> None:
-        """Records bytes that were read at this position, counted from the start of the first file."""
+        """Records bytes that were read at a position, which counts from the start of the first file."""
         known = self._upto - at
         if 0 <= known < len(data):
             self._hash.update(data[known:])
             self._upto = at + len(data)
 
     def grows(self, read: int) -> bool:
-        """Whether a file has more bytes by now than were read; waits for the source of a file that grows."""
+        """Whether there are more bytes now than were read. For a file that grows, this waits for its source."""
         return self._growing is not None and self._growing.more(read)
 
     def mark(self) -> Read:
@@ -115,7 +116,7 @@ class Trail:
         return Read(self._upto, self._hash.hexdigest())
 
     def confirms(self, read: Read) -> bool:
-        """Whether the bytes up to a position have the given digest; reads on to it.
+        """Whether the bytes up to a position have the given digest. Reads up to that position.
 
         Raises:
             InputError: a file cannot be read.
@@ -141,7 +142,9 @@ class Trail:
         found = stamp_of(path)
         if found[:2] != known[:2]:
             raise InputError(f"{path} changed while the run was reading it: {_difference(known, found)}; {_GO_ON}")
-        if found.ctime_ns != known.ctime_ns:  # renamed, linked, another mode; or changed, with its times set back
+        if (
+            found.ctime_ns != known.ctime_ns
+        ):  # it was renamed, linked or got another mode; or it was changed, and its times set back
             self._require_same_bytes(index)
             self._stamps[index] = found
 
@@ -153,7 +156,7 @@ class Trail:
 
 
 _GO_ON = (
-    "all rows so far are from the old file. Put the old file back and resume, or begin a new run "
+    "all rows so far are from the old file. Restore the old file and resume, or begin a new run "
     "(a resume checks every byte that was read)"
 )
 
@@ -199,7 +202,7 @@ class _Heard(io.RawIOBase):
 
 
 def digest_of(files: Sequence[Path], upto: int | None = None) -> str:
-    """sha256 of files in order, or of at most their first `upto` bytes.
+    """The sha256 of files in order, or of at most their first `upto` bytes.
 
     Raises:
         InputError: a file cannot be read.
@@ -226,4 +229,4 @@ def _blocks(files: Sequence[Path], starts: Sequence[int], at: int, missing: int)
                     left -= len(block)
                     yield block
         except OSError as error:
-            raise InputError(f"{path}: cannot be read on: {error.strerror}") from error
+            raise InputError(f"{path}: reading stopped: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""JSON that is not one object per line: splits an array of objects, or objects over several lines, while reading."""
+"""JSON that is not one object per line: splits an array of objects, or objects over several lines, as it is read."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from chainette.io.inputs.text_file import JsonLinesFile
 __all__ = ["JsonFile", "values"]
 
 _BLOCK = 1 << 18
-#: A complete string, a bracket, or the quote of a string whose end was not read yet.
+#: A complete string, a bracket, or the quote of a string whose end has not been read.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)
-#: Bytes that may be between two values.
+#: Bytes that may occur between two values.
 _BETWEEN = b" \t\r\n,\xef\xbb\xbf"
 
 
@@ -34,9 +34,9 @@ class JsonFile(JsonLinesFile):
 
 
 def values(stream: IO[bytes], max_bytes: int) -> Iterator[Line]:
-    """The members of an array, or the values of a sequence; only the beginning of one over `max_bytes` is held.
+    """The members of an array, or the values of a sequence. Of a value longer than `max_bytes`, only the beginning is held.
 
-    A missing bracket or quote makes everything after it one bad value.
+    After a missing bracket or quote, the rest is one bad value.
     """
     cutter = _Cutter(max_bytes)
     while block := stream.read(_BLOCK):
@@ -45,23 +45,23 @@ def values(stream: IO[bytes], max_bytes: int) -> Iterator[Line]:
 
 
 class _Cutter:
-    """The state of a scan: the bytes not returned yet, and the number of open brackets."""
+    """The state of a scan: the bytes that were not returned yet, and the number of open brackets."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._rest = b""
-        #: The start in `rest` of the bytes not returned yet, and their line.
+        #: The position in `rest` of the bytes that were not returned yet, and their line.
         self._start, self._line = 0, 1
         #: The position up to which `rest` was scanned.
         self._at = 0
         self._depth = 0
-        #: The depth of values: 1 in an array.
+        #: The depth of values: 1 in an array, else 0.
         self._base = 0
-        #: Bytes and line ends that were dropped from the current value, since it is too long.
+        #: The bytes and line ends that were dropped from the current value because it is too long.
         self._dropped, self._dropped_lines = 0, 0
 
     def cut(self, block: bytes) -> Iterator[Line]:
-        """The values that end in a block."""
+        """The values that end in this block."""
         self._rest = self._rest[self._start :] + block
         self._at -= self._start
         self._start = 0
@@ -70,19 +70,19 @@ class _Cutter:
             yield from self._take(token)
         self._at = token.start() if token else len(self._rest)
         if self._depth > self._base:
-            self._drop_what_is_too_long()
+            self._drop_excess()
         else:
             yield from self._between(self._rest.rfind(b",", self._start, self._at))
 
     def end(self) -> Iterator[Line]:
         """The remaining values at the end of the file."""
         if self._depth > self._base:
-            why = "the file ends inside this value; a bracket or a quote is missing in it"
+            why = "the file ends inside this value, which lacks a bracket or a quote"
             yield Line(self._line, self._rest[self._start :][:KEPT], why)
             return
         yield from self._between(len(self._rest))
         if self._base:
-            yield Line(self._line, b"", "the file ends before its array does; was it cut?")
+            yield Line(self._line, b"", "the file ends inside its array; was it cut off?")
 
     def _take(self, token: re.Match[bytes]) -> Iterator[Line]:
         match token.group():
@@ -114,7 +114,7 @@ class _Cutter:
         return line
 
     def _between(self, end: int) -> Iterator[Line]:
-        """Text between values that is not an object (numbers, strings, garbage), each piece a bad record."""
+        """Text between values that is not an object (numbers, strings, garbage); each piece is a bad record."""
         if end <= self._start:
             return
         for piece in self._rest[self._start : end].split(b","):
@@ -128,8 +128,8 @@ class _Cutter:
         self._line += self._rest.count(b"\n", self._start, end)
         self._start = end
 
-    def _drop_what_is_too_long(self) -> None:
-        """Keeps the beginning of a long value, and the part of a long string that decides where it ends."""
+    def _drop_excess(self) -> None:
+        """Keeps the beginning of a long value, and the part of a long string that determines its end."""
         if self._at - self._start > self._max_bytes:
             self._drop(self._start + KEPT, self._at)
         if len(self._rest) - self._at > self._max_bytes:

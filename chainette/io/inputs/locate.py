@@ -1,8 +1,8 @@
-"""Inputs: finds the reader for a path.
+"""Finds the reader for an input.
 
-JSONL, CSV, TSV (each also as .gz or .zst) or Parquet: a file, a folder, a pattern, or several of these. The kind is taken from
-the extension, else from the content. An unreadable input is an `InputError` before anything runs; a bad
-record never is. An empty file is an input without records.
+An input is JSONL, CSV, TSV (each also as .gz or .zst) or Parquet: a file, a folder, a pattern, or several of these. Its kind
+follows from the extension or, failing that, from the content. An unreadable input raises `InputError` before anything runs; a
+bad record never does. An empty file is an input without records.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from chainette.io.inputs.validate import BadRecord, InputModel
 
 __all__ = ["MAX_LINE_BYTES", "BadRecord", "InputFile", "InputModel", "Record", "open_growing", "open_input", "spool"]
 
-#: The longest line or CSV record that is read; a longer one is a bad record.
+#: The most bytes of a line or CSV record; a longer one is a bad record.
 MAX_LINE_BYTES = 16 << 20
 
 #: A file, a folder or a pattern.
@@ -40,10 +40,10 @@ Source = str | os.PathLike[str]
 def open_input(
     source: Source | Sequence[Source], *, limit: int | None = None, max_line_bytes: int = MAX_LINE_BYTES
 ) -> InputFile:
-    """The reader for a file, a folder, a pattern, or several of them in the order given; cut at `limit` records.
+    """The reader for a file, a folder, a pattern, or several of them in this order; it stops after `limit` records.
 
     Raises:
-        InputError: nothing can be read; the message names the content found and the next step.
+        InputError: the input cannot be read; the message names its content and the next step.
     """
     sources = [Path(source)] if isinstance(source, str | os.PathLike) else [Path(item) for item in source]
     files = [file for path in sources for file in _files(path)]
@@ -56,10 +56,10 @@ def open_input(
 
 
 def open_growing(growing: GrowingFile, *, limit: int | None = None) -> InputFile:
-    """The reader for a file that grows as it is read, if it holds text; a source of anything else is read to its end.
+    """The reader for a file that grows as it is read, if it holds text; any other source is read to its end first.
 
     Raises:
-        InputError: nothing can be read, as for `open_input`.
+        InputError: as for `open_input`.
     """
     growing.begin()
     with growing.path.open("rb") as file:
@@ -77,7 +77,7 @@ def open_growing(growing: GrowingFile, *, limit: int | None = None) -> InputFile
 def _files(path: Path) -> list[Path]:
     try:
         return expand(path)
-    except OSError as error:  # say, a text that was meant as a row
+    except OSError as error:  # for example, a text that was meant as a row
         raise InputError(f"{short(str(path))}: cannot be read: {error.strerror}; a row is a model or a dict") from error
 
 
@@ -112,11 +112,11 @@ def _require_one_kind(parts: list[InputFile]) -> None:
 
 
 def _head(path: Path) -> bytes:
-    """The first 64 KiB, unpacked."""
+    """The first 64 KiB of a file, unpacked."""
     if not path.exists():
         raise InputError(f"{path}: no such file{_nearest(path)}")
     if not path.is_file():
-        raise InputError(f"{path}: not a regular file; to read a stream give `-` and pipe it in")
+        raise InputError(f"{path}: not a regular file; to read a stream, give `-` and pipe it in")
     try:
         with path.open("rb") as file:
             head = file.read(HEAD)
@@ -136,6 +136,6 @@ def _nearest(path: Path) -> str:
     try:
         names = [file.name for file in path.parent.iterdir()]
     except OSError:
-        return f"; the folder {path.parent} is not there either"
+        return f"; the folder {path.parent} does not exist either"
     close = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {str(path.parent / close[0])!r}?" if close else f" (the current folder is {Path.cwd()})"

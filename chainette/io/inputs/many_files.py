@@ -19,14 +19,14 @@ __all__ = ["SeveralFiles", "by_number", "expand", "has_kind"]
 
 _log = logging.getLogger("chainette")
 
-#: Number of files whose counts stand for all of a large input.
+#: The number of files whose counts represent all files of a large input.
 _COUNTED = 8
-#: An input up to this size is counted file by file.
+#: An input of at most this size, in bytes, is counted file by file.
 _COUNTED_BYTES = 64 << 20
 
 
 class SeveralFiles(InputFile):
-    """Files read in the order given; the first record of a file follows the last record of the file before it."""
+    """Files that are read in the given order; record numbers continue from one file to the next."""
 
     def __init__(self, sources: Sequence[Path], parts: Sequence[InputFile], limit: int | None) -> None:
         super().__init__(sources[0], limit, [stamp for part in parts for stamp in part.stamps])
@@ -68,18 +68,18 @@ class SeveralFiles(InputFile):
 
 
 def expand(source: Path) -> list[Path]:
-    """The files a path stands for: those of a folder, those that match a pattern, or the path itself.
+    """The files of a path: those in a folder, those that match a pattern, or the path itself.
 
-    Files of folders and patterns come sorted by path, 9.jsonl before 10.jsonl; hidden ones are left out.
+    Files of folders and patterns are sorted by path, 9.jsonl before 10.jsonl; hidden files are left out.
 
     Raises:
-        InputError: a folder or a pattern without files.
+        InputError: the folder or the pattern has no files.
     """
     if source.is_dir():
         return _files_of(source)
     if source.exists() or not glob.has_magic(str(source)):
         return [source]
-    found = [Path(name) for name in glob.glob(str(source), recursive=True)]  # noqa: PTH207 - leaves hidden files out
+    found = [Path(name) for name in glob.glob(str(source), recursive=True)]  # noqa: PTH207 - it leaves hidden files out
     files = sorted((path for path in found if not path.is_dir()), key=by_number)
     if not files:
         raise InputError(f"{source}: no file matches this pattern (the current folder is {Path.cwd()})")
@@ -106,7 +106,7 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 def has_kind(path: Path) -> bool:
-    """Whether a name ends as those of inputs do: `.jsonl`, `.csv.gz`, ..."""
+    """Whether a name has an extension of inputs: `.jsonl`, `.csv.gz`, ..."""
     name = Path(path.name.lower())
     return (Path(name.stem) if name.suffix in PACKED else name).suffix in KINDS
 

@@ -1,4 +1,4 @@
-"""Compressed inputs: gzip and zstd are read through, whatever the file is called."""
+"""Compressed inputs: gzip and zstd are unpacked, whatever the name of the file is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLOCK = 1 << 16
 
 
 def packing_of(head: bytes) -> str:
-    """The compression of a file that begins like this: "gzip", "zstd" or ""."""
+    """The compression of a file with this beginning: "gzip", "zstd" or ""."""
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
 
 
@@ -28,7 +28,7 @@ def open_text(path: Path) -> IO[bytes]:
 
 
 def text_of(stream: IO[bytes]) -> IO[bytes]:
-    """The same for an open file, which is closed with the result."""
+    """The text of an open file, as `open_text`; the file is closed with the result."""
     match packing_of(cast("io.BufferedReader", stream).peek(4)[:4]):
         case "gzip":
             stream = _gunzipped(stream)
@@ -37,7 +37,7 @@ def text_of(stream: IO[bytes]) -> IO[bytes]:
     try:
         if cast("io.BufferedReader", stream).peek(3).startswith(BOM):
             stream.read(3)
-    except BaseException:  # damaged
+    except BaseException:  # the file is damaged
         stream.close()
         raise
     return stream
@@ -45,7 +45,7 @@ def text_of(stream: IO[bytes]) -> IO[bytes]:
 
 def _gunzipped(stream: IO[bytes]) -> IO[bytes]:
     unpacked = gzip.GzipFile(fileobj=stream)
-    unpacked.myfileobj = cast("Any", stream)  # closed with it
+    unpacked.myfileobj = cast("Any", stream)  # which is closed with it
     return cast("IO[bytes]", unpacked)
 
 

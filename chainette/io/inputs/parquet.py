@@ -1,4 +1,4 @@
-"""Parquet as an input: row groups and batches, never a whole file in memory."""
+"""Parquet files as inputs, read by row groups and batches, never a whole file in memory."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ParquetFile(InputFile):
         return first + self._rows_in_all
 
     def _rows(self, start: int, trail: Trail) -> Iterator[tuple[int, tuple[dict[str, Any], dict[str, str]]]]:
-        """(number in the file, (row, unreadable cells)) from row `start` on; row groups before it are not decoded."""
+        """(number in the file, (row, unreadable cells)) from row `start` on, without decoding the row groups before it."""
         import pyarrow as pa
 
         wanted = [name for name in self._columns if name not in self._left_out] or None
@@ -78,7 +78,7 @@ class ParquetFile(InputFile):
 
 
 def _ends(metadata: Any, size: int) -> list[tuple[int, int]]:
-    """Per row group: the number of rows and of bytes up to its end; the last one ends with the file."""
+    """For each row group, the numbers of rows and bytes up to its end; the last one ends with the file."""
     rows, ends = 0, []
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -95,7 +95,7 @@ def _end(column: Any) -> int:
 
 
 def _rows_of(batch: Any) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
-    """Rows as Python objects, each with the reasons why cells cannot be read."""
+    """Rows as Python objects, each with the reasons why some of its cells cannot be read."""
     names = batch.schema.names
     columns = [cells(batch.column(index)) for index in range(len(names))]
     for index, row in enumerate(zip(*(values for values, _ in columns), strict=True)):

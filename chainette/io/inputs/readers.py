@@ -1,8 +1,8 @@
-"""Readers: one input, record by record, in bounded memory.
+"""Readers: they read an input record by record, in bounded memory.
 
-Every record of an input has a fixed index from 0: bad records have one, blank lines have none. A record
-that cannot even be read (too long, not UTF-8, too many cells) is a record with an `error`; it does not affect
-the others. `records(start)` starts at an index without decoding the records before it.
+Every record of an input has a fixed index from 0. Bad records have an index too; blank lines do not. A record
+that cannot be read (too long, not UTF-8, too many cells) has an `error` and does not affect the others.
+`records(start)` starts at an index without decoding the records before it.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ if TYPE_CHECKING:
 __all__ = ["InputFile", "Record", "require_distinct"]
 
 _SAMPLE = 1 << 20
-#: The size of a file whose end is not known; more than any file has.
+#: The assumed size of a file whose end is unknown, larger than any file.
 _ENDLESS = 1 << 62
 #: Errors of a file that disappeared, or of a compressed file that is cut or damaged.
 _BROKEN = (OSError, EOFError, zlib.error)
 
 
 class Record(msgspec.Struct, frozen=True):
-    """One record of the input."""
+    """A record of an input."""
 
-    #: 0-based; bad records count, blank lines do not.
+    #: Its index from 0; bad records count, blank lines do not.
     index: int
-    #: The 1-based line of its file where it starts; in Parquet the record's number in its file, from 1.
+    #: The line of its file at which it starts, from 1; in Parquet, the number of the record in its file, from 1.
     line: int
-    #: JSON of a JSONL line; cells by column for CSV (without empty ones) and Parquet; if `error` is
-    #: set, the beginning of the bytes that could not be read.
+    #: The JSON of a JSONL line, or the cells by column of CSV (without empty ones) and Parquet. If `error` is
+    #: set, the beginning of the bytes that cannot be read.
     data: bytes | dict[str, Any]
-    #: Why the record cannot be read at all.
+    #: The reason why the record cannot be read; None if it can.
     error: str | None = None
-    #: The file that holds it.
+    #: The file of the record.
     file: Path | None = None
-    #: Column -> why its cell cannot be read; `data` has None there.
+    #: Column -> the reason why its cell cannot be read; the cell is None in `data`.
     unreadable: dict[str, str] = {}
 
     @property
     def raw(self) -> str:
-        """The record for people, cut at 64 KiB."""
+        """The record as text for people, cut at 64 KiB."""
         if isinstance(self.data, bytes):
             return self.data[:KEPT].decode(errors="replace")
         return str(self.data if len(self.data) < 1000 else list(self.data))[:KEPT]
 
 
 class InputFile(ABC):
-    """An input whose kind is known. Opens its files only while it reads."""
+    """An input of a known kind. Its files are open only while they are read."""
 
     #: "jsonl", "csv", "tsv" or "parquet"
     kind: str
@@ -67,14 +67,14 @@ class InputFile(ABC):
     def __init__(self, path: Path, limit: int | None, stamps: Sequence[Stamp] = ()) -> None:
         self.path = path.absolute()
         self.limit = limit
-        #: Sizes and times of the files when the input was opened.
+        #: The sizes and times of the files when the input was opened.
         self.stamps = tuple(stamps) or (stamp_of(self.path),)
-        #: Set if the file grows as it is read.
+        #: The file, if it grows as it is read.
         self.growing: GrowingFile | None = None
-        #: Entries of the log about a place elsewhere that the files were copied from.
+        #: Log entries about the origin of files that were copied from elsewhere.
         self.origin: dict[str, Any] = {}
         self._left_out: frozenset[str] = frozenset()
-        #: Number of records up to the limit, once a pass has reached the end.
+        #: The number of records up to the limit, once a pass has reached the end.
         self._total: int | None = None
 
     @abstractmethod
@@ -86,37 +86,37 @@ class InputFile(ABC):
 
     @abstractmethod
     def columns(self) -> list[str] | None:
-        """The columns every record has; None if each record names its own."""
+        """The columns of every record; None if each record names its own."""
 
     def leave_out(self, columns: Collection[str]) -> None:
-        """Names columns nobody needs, so that the reader may skip them."""
+        """Names columns that nobody needs, so that the reader can skip them."""
         self._left_out = frozenset(columns)
 
     def parts(self) -> Sequence[InputFile]:
-        """Its files as separate inputs, in reading order."""
+        """The files as separate inputs, in reading order."""
         return [self]
 
     def files(self) -> list[Path]:
-        """Its files, in reading order."""
+        """The files, in reading order."""
         return [part.path for part in self.parts()]
 
     def grow(self, growing: GrowingFile) -> None:
-        """From now on, a read beyond the end of the file takes more from its source."""
+        """From now on, reading beyond the end of the file takes more from its source."""
         self.growing = growing
         self.stamps = (Stamp(_ENDLESS, 0, 0),)
 
     def close(self) -> None:
-        """Takes nothing more from the source of a file that grows."""
+        """Stops taking more from the source of a file that grows."""
         if self.growing is not None:
             self.growing.close()
 
     @property
     def is_cut(self) -> bool:
-        """Whether reading ended before its source did, since nobody gave the source."""
+        """Whether reading ended early because the source was not given."""
         return self.growing is not None and self.growing.is_cut
 
     def trail(self) -> Trail:
-        """Follows one pass over the files, as they were when the input was opened."""
+        """A trail for one pass over the files, as they were when the input was opened."""
         if self.growing is not None:
             return Trail(self.files(), self.stamps, self.growing)
         return Trail(self.files(), self.stamps)
@@ -143,13 +143,15 @@ class InputFile(ABC):
         trail.end()
 
     def total(self) -> int:
-        """The number of records that `records()` yields: known after a complete pass, else counted by reading them.
+        """The number of records that `records()` yields. It is known after a complete pass; otherwise all records are read.
 
         Raises:
             InputError: a file disappeared, is damaged, or changed while it was read.
         """
         if self._total is None:
-            now = Trail(self.files(), [stamp_of(file) for file in self.files()])  # others read it, maybe before it was touched
+            now = Trail(
+                self.files(), [stamp_of(file) for file in self.files()]
+            )  # another reader may have read it before its times changed
             now = now if self.growing is None else self.trail()
             self._total = self.count() if self.kind == "parquet" else sum(1 for _ in self.records(trail=now))
         assert self._total is not None
@@ -164,25 +166,25 @@ class InputFile(ABC):
         try:
             return (yield from self._records(start, first, trail))
         except InputError:
-            trail.mark()  # if the file changed, that explains the error better
+            trail.mark()  # a change of the file explains the error better
             raise
         except _BROKEN as error:
             trail.mark()
-            raise InputError(f"{self.path}: cannot be read on: {error}") from error
+            raise InputError(f"{self.path}: reading stopped: {error}") from error
 
     def count(self) -> int | None:
-        """The number of records that `records()` yields: exact up to 64 MiB and for Parquet, beyond an estimate
-        from samples, for an ETA. None if even that would mean reading everything (a large compressed file), or if it grows."""
+        """The number of records that `records()` yields: exact up to 64 MiB and for Parquet, otherwise an estimate from
+        samples, for an ETA. None if the file grows, or if an estimate would need a complete pass (a large compressed file)."""
         if self.growing is not None:
             return None
         try:
             found = self._count()
-        except _BROKEN:  # reading it later shows where it is damaged
+        except _BROKEN:  # a later read raises the error with its position
             found = None
         return found if found is None or self.limit is None else min(found, self.limit)
 
     def identity(self) -> dict[str, Any]:
-        """Identifies this input: sizes, times, and a digest of its first and last MiB."""
+        """The identity of this input, for the log: sizes, times, and a digest of its first and last MiB."""
         if self.growing is not None:
             return {"path": str(self.path), "kind": self.kind, "growing": True, **self.growing.origin}
         return {
@@ -197,11 +199,11 @@ class InputFile(ABC):
 
     @property
     def size(self) -> int:
-        """Bytes of all files, when the input was opened."""
+        """The total bytes of all files when the input was opened."""
         return sum(stamp.size for stamp in self.stamps)
 
     def digest(self, read: Read | None = None) -> str:
-        """sha256 of the whole input on disk, over its files in order. `read` may have it already.
+        """The sha256 of the whole input on disk, of its files in order; it is taken from `read` if `read` covers everything.
 
         "" if the files are no longer those that were opened.
         """

@@ -1,7 +1,7 @@
-"""Inputs at a URL: copied into the run directory, so that a resume reads the same bytes.
+"""Inputs at a URL: they are copied into the run directory, so that a resume reads the same bytes.
 
-A run that stops early copies only as much as it needs: one text file as it is read (`remote_text.py`), and of several files
-as many whole ones as have enough records.
+A run that stops early copies only what it needs: a single text file as it is read (`remote_text.py`), or, of several files,
+only as many as have enough records.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Copies", "RemoteFile", "RemoteInputs", "copy_files", "files_at", "na
 
 Source = str | os.PathLike[str]
 
-#: Protocols without folders and patterns: a `?` begins a query.
+#: Protocols without folders and patterns: in their URLs, `?` begins a query.
 _FLAT = ("http", "https")
 _FAULT = "cannot be read"
 
@@ -45,15 +45,15 @@ class RemoteFile:
 
     @property
     def text_name(self) -> str:
-        """The name of its text, unpacked."""
+        """The name of the unpacked text."""
         return Path(self.name).stem if Path(self.name).suffix.lower() in PACKED else self.name
 
     def copy(self, target: Path) -> Path:
-        """Copies it: whole, and as it was at one moment, or not at all.
+        """Copies the file as it was at one moment: whole, or not at all.
 
         Raises:
-            InputError: it cannot be read, or it changed meanwhile.
-            DiskError: the disk refused.
+            InputError: the file cannot be read, or it changed meanwhile.
+            DiskError: the disk is full, or a write failed.
         """
         with remote_errors(self.url, InputError, _FAULT):
             before = self._version()
@@ -66,12 +66,12 @@ class RemoteFile:
         return target
 
     def _blocks(self, stream: IO[bytes]) -> Iterator[bytes]:
-        with remote_errors(self.url, InputError, _FAULT):  # or else an error of the disk
+        with remote_errors(self.url, InputError, _FAULT):  # here, so that it does not cover errors of the disk
             yield from blocks_of(stream)
 
     def _version(self) -> tuple[Any, ...]:
-        """The size and the version as they are now, as far as the file system tells."""
-        self.system.invalidate_cache()  # a listing may word them otherwise
+        """The current size and version, as far as the file system tells them."""
+        self.system.invalidate_cache()  # a cached listing may have them in another form
         info = self.system.info(self.path)
         return info.get("size"), info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("created")
 
@@ -81,19 +81,19 @@ class Copies:
     """Files on the disk, in the order of the input."""
 
     paths: list[Source]
-    #: The URLs of files behind them that nobody needs yet.
+    #: The URLs of the following files, which are not needed yet.
     rest: list[str]
 
 
 def copy_files(
     files: Sequence[RemoteFile | Source], folder: Path, limit: int | None, *, first: int = 0, records: int = 0
 ) -> Copies:
-    """Copies files at URLs into `folder`, numbered from `first`; with a limit, as many as have so many records together
-    with the `records` that are there already. A URL among the files is one file.
+    """Copies files at URLs into `folder`, numbered from `first`. With a limit, it stops as soon as the copies and the
+    `records` that exist already reach the limit. Local files count too, but are not copied.
 
     Raises:
         InputError: a file cannot be read.
-        DiskError: the disk refused.
+        DiskError: the disk is full, or a write failed.
     """
     found: list[Source] = []
     for number, file in enumerate(files):
@@ -107,9 +107,9 @@ def copy_files(
 
 @dataclass(frozen=True)
 class RemoteInputs:
-    """Inputs at least one of which is a URL."""
+    """Inputs of which at least one is a URL."""
 
-    #: The URLs as they were named.
+    #: The URLs, as the user gave them.
     urls: list[str]
     files: list[RemoteFile | Source]
 
@@ -133,12 +133,12 @@ def _said(file: RemoteFile | Source) -> str:
 
 
 def named_urls(sources: Sequence[Source]) -> list[str]:
-    """The URLs among sources, as they may be shown."""
+    """The URLs among sources, without secrets."""
     return [shown_url(str(source)) for source in sources if is_url(source)]
 
 
 def files_at(sources: Sequence[Source]) -> list[RemoteFile | Source]:
-    """The sources with every URL replaced by its files: the file, a folder's files, or a pattern's.
+    """The sources, with every URL replaced by its files: the file itself, or those of a folder or pattern.
 
     Raises:
         InputError: a URL cannot be read, or the package for its protocol is not installed.
@@ -164,20 +164,20 @@ def _files(url: str) -> list[RemoteFile]:
 def _is_file(system: Any, path: str) -> bool:
     try:
         return bool(system.info(path)["type"] == "file")
-    except (FileNotFoundError, PermissionError):  # a listing says more
+    except (FileNotFoundError, PermissionError):  # a listing explains more
         return False
 
 
 def _paths(system: Any, path: str, url: str) -> list[str]:
     if has_kind(Path(path)) and not glob.has_magic(path) and _is_file(system, path):
-        return [path]  # without a listing, which a key may be refused that may read the file
+        return [path]  # without a listing, which credentials may not allow even if they allow reading the file
     if glob.has_magic(path):
         files, fault = [name for name in system.glob(path) if not system.isdir(name)], "no file matches this pattern"
     elif system.isdir(path):
         named = [name for name in system.ls(path, detail=False) if not Path(name).name.startswith((".", "_"))]
         files, fault = [name for name in named if has_kind(Path(name))], "a folder without JSONL, CSV, TSV or Parquet files"
     else:
-        system.info(path)  # or else the reason why not
+        system.info(path)  # raises the reason why there are none
         return [path]
     if not files:
         raise InputError(f"{shown_url(url)}: {fault}")

@@ -13,24 +13,24 @@ from chainette.utils.remote_files import remote, remote_errors, shown_url
 __all__ = ["RemoteText"]
 
 _FAULT = "cannot be read"
-#: Bytes that are asked for at once.
+#: The bytes of one request.
 _BLOCK = 1 << 20
 
 
 class RemoteText:
-    """The text of one file at a URL, unpacked: a stream that asks for nothing before it is read."""
+    """The unpacked text of a file at a URL: a stream that sends no request before it is read."""
 
     def __init__(self, url: str, named: str = "") -> None:
-        """`named`: the folder or pattern that gave this file, if it is not the file."""
+        """`named` is the folder or pattern that the user gave, if it is not the file itself."""
         self._url = url
-        #: Entries of the log by which the file can be found again.
+        #: The log entries with which the file can be found again.
         self.origin: dict[str, Any] = {"urls": [shown_url(named or url)], "file": shown_url(url)}
 
     @cached_property
     def _text(self) -> IO[bytes]:
         with remote(self._url, InputError, _FAULT) as (system, path):
             file = system.open(path, "rb", block_size=_BLOCK)
-            # twice: the outer buffer is then full even if the connection gives a few bytes at a time
+            # two buffers: the outer one is then full even if the connection gives only a few bytes at a time
             return text_of(io.BufferedReader(cast("Any", io.BufferedReader(file, _BLOCK)), _BLOCK))
 
     def read(self, size: int) -> bytes:

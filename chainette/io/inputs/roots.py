@@ -1,4 +1,4 @@
-"""Roots: the input in slices of batch_size records, with good rows and bad lines separated."""
+"""Roots: slices of batch_size records of the input, with good rows and bad lines separated."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["Roots", "first_record"]
 
 
 def first_record(root: int, starts: Sequence[tuple[int, int]], batch_size: int) -> int:
-    """The number of a root's first record; `starts` as in `Roots`."""
+    """The number of the first record of a root; `starts` is that of `Roots`."""
     first, record = next(start for start in reversed(starts) if start[0] <= root)
     return record + (root - first) * batch_size
 
 
 class Roots:
-    """The roots of one input; deterministic, so that every process numbers them alike."""
+    """The roots of an input. They are deterministic, so that every process numbers them alike."""
 
     def __init__(
         self, source: InputFile, model: InputModel, batch_size: int, starts: Sequence[tuple[int, int]] = ((0, 0),)
     ) -> None:
-        """`starts`: (root, record) pairs from which roots are counted; the root before each may be shorter."""
+        """`starts` has (root, record) pairs from which roots are counted; the root before each may be shorter."""
         self._source = source
         self._model = model
         self._size = batch_size
@@ -38,8 +38,8 @@ class Roots:
         source.leave_out(model.unused(source.columns() or ()))
 
     def pending(self, is_done: Callable[[int], bool]) -> Iterator[Root]:
-        """Roots that are not done, in order; done ones are skipped without decoding them. If the input grows, `WAITING` comes
-        while the next root is being read.
+        """Roots that are not done, in order; roots that are done are skipped without decoding them. If the input grows,
+        `WAITING` is yielded while the next root is being read.
 
         Raises:
             InputError: the input changed, or can no longer be read.
@@ -56,7 +56,7 @@ class Roots:
         while batch := list(islice(records, self._first(number + 1) - self._first(number))):
             read = trail.mark()
             if self._source.is_cut:
-                return  # the rest of this root, or of its last line, is still in the source
+                return  # the source has the rest of this root, or of its last line
             if not is_done(number):
                 yield self._root(number, batch, read)
             number += 1

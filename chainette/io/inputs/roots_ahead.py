@@ -1,4 +1,4 @@
-"""Roots of a slow input: read in another thread, so that nobody waits for them."""
+"""Reads the roots of a slow input in another thread, so that nobody waits for them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["WAITING", "Root", "RootsAhead"]
 
 @dataclass(frozen=True)
 class Root:
-    """The n-th slice of the input: records n*B .. n*B+B-1, unless a limit was raised."""
+    """Slice n of the input: records n*B to n*B+B-1, where B is the batch size, unless a limit was raised."""
 
     number: int
     rows: list[Row]
     bad: list[Rejection]
     records: int
-    #: The position the input was read to.
+    #: The position up to which the input was read.
     read: Read | None = None
 
 
@@ -28,7 +28,7 @@ WAITING = Root(-1, [], [], 0)
 
 
 class RootsAhead:
-    """Gives each root once it is there, and `WAITING` before. Begins to read a root when it is asked for."""
+    """Yields each root as soon as it has been read, and `WAITING` until then. Starts reading a root when it is asked for."""
 
     def __init__(self, roots: Iterator[Root]) -> None:
         self._roots = roots
@@ -40,7 +40,7 @@ class RootsAhead:
 
     def __next__(self) -> Root:
         if self._reader is None:
-            # it may wait for a source for ever, and must not keep the process from ending
+            # it may wait for a source forever, and must not keep the process from ending
             self._reader = threading.Thread(target=self._read_one, name="input", daemon=True)
             self._reader.start()
         if self._reader.is_alive():

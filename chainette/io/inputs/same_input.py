@@ -1,4 +1,4 @@
-"""Checks whether an input is still the one that a run read."""
+"""Checks that an input is still the one that a run has read."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["require_same_beginning", "require_same_input"]
 def require_same_input(source: InputFile, recorded: dict[str, Any], read: Read | None, run: str) -> bool:
     """Checks an input against the log of a run: sizes, ends, and every byte that was read.
 
-    If the times are equal, nothing is read. Returns whether sizes and times are equal.
+    If the times are equal, nothing is read. Returns true if sizes and times are equal.
 
     Raises:
-        InputError: it is another input; the message names the difference.
+        InputError: it is a different input; the message names the difference.
     """
     if recorded.get("growing"):
         if read is not None and digest_of(source.files(), read.upto) != read.digest:
@@ -32,7 +32,7 @@ def require_same_input(source: InputFile, recorded: dict[str, Any], read: Read |
         return True
     what = f"{source.path} has changed since the run in {run} began"
     if problem := _difference(source, recorded, read):
-        raise InputError(f"{what}: {problem}. Put the old file back, or begin a new run for this one")
+        raise InputError(f"{what}: {problem}. Restore the old file, or begin a new run for this one")
     return equal
 
 
@@ -40,17 +40,17 @@ def require_same_beginning(source: InputFile, recorded: dict[str, Any], read: Re
     """Checks that an input begins with every byte that a run has read; it may have grown.
 
     Raises:
-        InputError: it begins otherwise.
+        InputError: it begins with different bytes.
     """
     if not all(_stamps(source, recorded)) and not _begins_alike(source, read):
         raise InputError(
             f"{source.path} is not the input of the run in {run}: it does not begin with the bytes that the run has read. "
-            "Name the input of the run, or no directory with a run"
+            "Give the input of that run, or choose a directory without a run"
         )
 
 
 def _stamps(source: InputFile, recorded: dict[str, Any]) -> tuple[bool, bool]:
-    """Whether sizes and times are those that were recorded, and whether every later change would show in them."""
+    """Whether sizes and times are the recorded ones, and whether every later change would show in them."""
     known = [Stamp(*stamp) for stamp in recorded.get("files", ())]
     return [stamp[:3] for stamp in known] == [stamp[:3] for stamp in source.stamps], all(stamp.settled for stamp in known)
 
@@ -60,7 +60,7 @@ def _begins_alike(source: InputFile, read: Read | None) -> bool:
 
 
 def _difference(source: InputFile, recorded: dict[str, Any], read: Read | None) -> str:
-    """Describes the difference; "" if none was found."""
+    """A description of the difference; "" if there is none."""
     size = source.size
     begins_alike = _begins_alike(source, read)
     if size > recorded["size"] and begins_alike:

@@ -1,4 +1,4 @@
-"""Recognises the format of a file: by its name, and above all by its first 64 KiB."""
+"""Recognizes the format of a file by its name and, with precedence, by its first 64 KiB."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from chainette.io.inputs.packing import PACKED
 
 __all__ = ["HEAD", "KINDS", "kind_of"]
 
-#: Bytes that are examined.
+#: The bytes that are examined.
 HEAD = 1 << 16
 #: Extension -> kind; each may be followed by one of `PACKED`.
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 _BOM = b"\xef\xbb\xbf"
-#: First bytes of a file -> its format and the remedy.
+#: The first bytes of a file -> its format and the remedy.
 _FOREIGN = {
     b"PK\x03\x04": "is a zip archive (or an Excel workbook); unpack it, or save the sheet as CSV",
     b"\xd0\xcf\x11\xe0": "is an old Excel workbook or another Office file; save the sheet as CSV",
@@ -39,7 +39,7 @@ _FOREIGN = {
     b"version https://git-lfs.github.com/": "is only the pointer of a Git LFS file; fetch its content: git lfs pull",
 }
 _HTML = re.compile(rb"\s*<(!doctype|html|\?xml|head|body)\b", re.IGNORECASE)
-#: UTF-32 before UTF-16: one starts like the other.
+#: UTF-32 before UTF-16, because one of its marks begins like that of UTF-16.
 _BOMS = {
     b"\xff\xfe\x00\x00": "UTF-32LE",
     b"\x00\x00\xfe\xff": "UTF-32BE",
@@ -51,10 +51,10 @@ _GOES_ON = (b"{", b"[", b",", b":")
 
 
 def kind_of(path: Path, head: bytes) -> str:
-    """jsonl, json (an array, or objects over several lines), csv, tsv or parquet.
+    """The kind of a file: jsonl, json (an array, or objects over several lines), csv, tsv or parquet.
 
     Raises:
-        InputError: it has another format, or its content contradicts its name.
+        InputError: the file has another format, or its content contradicts its name.
     """
     suffix = Path(path.stem).suffix if path.suffix in PACKED else path.suffix
     named = KINDS.get(suffix.lower(), "")
@@ -95,7 +95,7 @@ def _kind_of_lines(path: Path, named: str, text: bytes, suffix: str) -> str:
 
 
 def _holds_json(text: bytes, whole: bool) -> bool:
-    """Whether a text that begins with a bracket is JSON, and not a CSV header with brackets."""
+    """Whether a text that begins with a bracket is JSON, rather than a CSV header with brackets."""
     first = text.splitlines()[0].strip()
     if isinstance(_decoded(first), dict | list):
         return True
@@ -104,7 +104,7 @@ def _holds_json(text: bytes, whole: bool) -> bool:
 
 
 def _is_spread(text: bytes, whole: bool) -> bool:
-    """Whether JSON is an array, or objects over several lines, instead of one object per line."""
+    """Whether JSON is an array, or objects over several lines, rather than one object per line."""
     first, *others = text.splitlines()
     first = first.strip()
     if text.startswith(b"["):

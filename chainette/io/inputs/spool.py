@@ -1,4 +1,4 @@
-"""Spooling: writes an input that can be read only once to a file."""
+"""Spooling: writes to a file an input that can be read only once."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _BLOCK = 1 << 20
 def spool(source: IO[bytes] | IO[str] | Iterable[BaseModel | Mapping[str, Any]], path: Path) -> Path:
     """Writes a stream unchanged, or models and dicts as JSON lines, to `path`: whole and fsynced, or not at all.
 
-    A model that does not survive its dump, or a value with NaN in it, becomes a line that is
-    rejected like any other bad line.
+    A model that cannot be read back from its dump, or a value with NaN in it, becomes a line that is rejected like any
+    other bad line.
 
     Raises:
         InputError: an item is neither a model nor a dict, or JSON cannot hold it.
-        DiskError: the disk refused.
+        DiskError: the disk is full, or a write failed.
     """
     publish_blocks(path, blocks_of(source))
     return path
@@ -36,7 +36,7 @@ def spool(source: IO[bytes] | IO[str] | Iterable[BaseModel | Mapping[str, Any]],
 def blocks_of(
     source: IO[bytes] | IO[str] | RemoteText | Iterable[BaseModel | Mapping[str, Any]], *, at_once: bool = False
 ) -> Iterator[bytes]:
-    """The bytes that `spool` writes, piece by piece; with `at_once` a piece of a stream is whatever has come, and not more."""
+    """The bytes that `spool` writes, in pieces. With `at_once`, a piece of a stream is only the part that has arrived."""
     if not hasattr(source, "read"):
         return _dumps(cast("Iterable[Any]", source))
     stream = cast("IO[Any]", source)

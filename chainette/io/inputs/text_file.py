@@ -1,4 +1,4 @@
-"""Text as an input, cut into lines or records: JSON Lines, and the common part with CSV."""
+"""Text files as inputs, split into lines or records: JSON Lines, and the parts shared with CSV."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from chainette.io.inputs.readers import InputFile, Record
 
 __all__ = ["JsonLinesFile", "TextFile", "not_utf8"]
 
-#: Inputs up to this size are counted, larger ones estimated from samples.
+#: Inputs of at most this size, in bytes, are counted; larger ones are estimated from samples.
 _COUNTED_BYTES, _SAMPLE = 64 << 20, 1 << 20
 
-#: Bytes in which a lone carriage return is looked for.
+#: The bytes in which a lone carriage return is searched for.
 _HEAD = 1 << 16
 
 
 class TextFile(InputFile):
-    """The common part of JSONL and CSV: text, cut into lines or records."""
+    """The parts that JSONL and CSV share: text that is split into lines or records."""
 
     def __init__(self, path: Path, limit: int | None, max_line_bytes: int) -> None:
         super().__init__(path, limit)
@@ -31,7 +31,7 @@ class TextFile(InputFile):
 
     @abstractmethod
     def _cut(self, stream: IO[bytes]) -> Iterator[Line]:
-        """The stream as one `Line` per record, blank ones included."""
+        """One `Line` for each record of the stream, including blank lines."""
 
     @abstractmethod
     def _record(self, index: int, line: Line) -> Record: ...
@@ -47,15 +47,15 @@ class TextFile(InputFile):
         return index
 
     def _skip(self, stream: IO[bytes], records: int) -> tuple[int, Iterator[Line]]:
-        """Skips at most so many records, if that is faster than reading them; their number, and the records after them."""
-        if records <= 0 or not self._by_lines or self.growing is not None:  # large blocks would read ahead
+        """Skips up to `records` records, if that is faster than reading them; returns their number and the next records."""
+        if records <= 0 or not self._by_lines or self.growing is not None:  # large blocks would read ahead of the need
             return 0, self._lines(stream)
         skipped, number, rest = skip_lines(stream, records, self._max_line_bytes)
         return skipped, _not_blank(map(without_mark, lines(rest, self._max_line_bytes, number + 1)))
 
     @property
     def _by_lines(self) -> bool:
-        """Whether every line that is not blank is a record, and ends in LF."""
+        """Whether every line that is not blank is a record that ends in LF."""
         return False
 
     def _lines(self, stream: IO[bytes]) -> Iterator[Line]:
@@ -71,7 +71,7 @@ class TextFile(InputFile):
             return None if compressed else self._estimate(stream, size)
 
     def _estimate(self, stream: IO[bytes], size: int) -> int:
-        """Records per byte in eight samples of a MiB, spread evenly."""
+        """The number of records, estimated from eight evenly spread samples of 1 MiB."""
         sampled = 0
         for part in range(8):
             stream.seek(size // 8 * part)
@@ -102,7 +102,7 @@ class JsonLinesFile(TextFile):
         super().__init__(path, limit, max_line_bytes)
         with open_text(path) as stream:
             head = stream.read(_HEAD)
-        #: Whether lines end in a lone carriage return, which JSON otherwise treats as a blank.
+        #: Whether lines end in a lone carriage return, which is otherwise whitespace in JSON.
         self._cr = b"\r" in head.replace(b"\r\n", b"")
 
     def columns(self) -> None:
@@ -121,7 +121,7 @@ class JsonLinesFile(TextFile):
 
 
 def not_utf8(data: bytes) -> str | None:
-    """Why a record cannot be decoded; None if it can."""
+    """The reason why a record cannot be decoded; None if it can."""
     if data.isascii():
         return None
     try:

@@ -1,4 +1,4 @@
-"""From a record of the input to a row: validated by the chain's input model, dumped, keyed."""
+"""Makes rows from records of the input: validates them with the chain's input model, dumps them, and takes their key."""
 
 from __future__ import annotations
 
@@ -24,47 +24,47 @@ __all__ = ["BadRecord", "InputModel", "columns_of"]
 
 _log = logging.getLogger("chainette")
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
-#: The most names of ignored columns that are kept; inputs may have one per row.
+#: The most names of ignored columns that are kept; an input may have a new one in every row.
 _MOST_IGNORED = 100
-#: Records of JSON that are examined for their columns.
+#: The number of JSON records that are examined for their columns.
 _SAMPLE = 100
 
 
 class BadRecord(ValueError):
-    """A record that does not make a row; the message goes to `rejected/`."""
+    """The record cannot become a row; the message is written to `rejected/`."""
 
 
 class InputModel:
     """Validates records against a chain's input model.
 
-    Values of JSON and Parquet are validated as JSON (a date is its ISO text); CSV cells by pydantic's conversions from text,
-    except that a cell for a list, dict or model is JSON. Unknown columns follow the model's `extra`;
-    ignored ones are reported once, in the log of the process.
+    Values from JSON and Parquet are validated as JSON (a date is its ISO text). CSV cells are converted from text by
+    pydantic, except that a cell for a list, dict or model is JSON. Unknown columns are treated according to the model's
+    `extra`; ignored ones are reported once, in the log of the process.
     """
 
     def __init__(self, model: type[BaseModel], key: str | None = None, renaming: Renaming = AS_IT_IS) -> None:
         self.model = model
         self.key = key
         self._renaming = renaming
-        #: Unknown columns that were ignored so far, up to a hundred.
+        #: The unknown columns that were ignored so far, at most a hundred.
         self.ignored: set[str] = set()
         self._known = _known_columns(model)
         self._ignores = model.model_config.get("extra") in (None, "ignore") and not issubclass(model, RootModel)
         validators = model.__pydantic_decorators__.model_validators.values()
-        #: A validator that sees the record first may use columns that no field names.
+        #: A validator that sees the whole record may use columns that no field names.
         self._sees_all = any(validator.info.mode != "after" for validator in validators)
 
     def unused(self, columns: Iterable[str]) -> list[str]:
-        """The columns of an input that no row needs; reported once."""
+        """The columns of an input that no row needs. They are reported once."""
         columns = list(columns)
         self._note_ignored(self._renaming.names(columns))
         return [column for column in columns if column != self.key and not self._fills(column)]
 
     def require_columns(self, source: InputFile) -> None:
-        """Checks that the columns of every file are not all unknown, as they are when a header is missing.
+        """Checks that no file has only unknown columns, as happens if a header is missing.
 
-        JSON is examined only if the model requires no field: then every record would be a row of defaults, else each is
-        rejected.
+        JSON is examined only if the model requires no field: then every record would become a row of defaults; otherwise,
+        each record is rejected.
 
         Raises:
             InputError: a file has none of the model's columns, or lacks one that was renamed; or the model lacks the field.
@@ -79,19 +79,19 @@ class InputModel:
             if columns and self._known.isdisjoint(self._renaming.names(columns)):
                 hint = "; is the first line its header?" if part.kind in ("csv", "tsv") else ""
                 raise InputError(
-                    f"{part.path}: none of its columns is one of {self.model.__name__} "
-                    f"({_listed(sorted(self._known))}): it has {_listed(columns)}{hint}; a column of another name is given "
-                    f"with --columns {self._example()}={columns[0][:40]}"
+                    f"{part.path}: none of its columns is a field of {self.model.__name__} "
+                    f"({_listed(sorted(self._known))}): it has {_listed(columns)}{hint}; to use a column with another name: "
+                    f"--columns {self._example()}={columns[0][:40]}"
                 )
 
     def _example(self) -> str:
-        """The first column a row needs; any it may have if it needs none."""
+        """The first column that a row needs, or else any column that it may have."""
         fields = self.model.model_fields.items()
         needed = (_columns_of(name, field, by_name=False)[0] for name, field in fields if field.is_required())
         return next(needed, min(self._known))
 
     def _require_renamed(self, field: str, column: str, source: InputFile) -> None:
-        """Raises InputError if a renamed column is not in a file, or no row has the field."""
+        """Raises InputError if a file lacks a renamed column, or the model lacks the field."""
         said = f"--columns {field}={column}"
         if not self._uses(field):
             raise InputError(f"{said}: {self.model.__name__} has no field {field!r}{nearest(field, self._known)}")
@@ -175,7 +175,7 @@ class InputModel:
             raise BadRecord(explain(error)) from error
         except NotRoundTrip as error:
             raise BadRecord(str(error)) from error
-        except RAISED as error:  # a validator is the user's code
+        except RAISED as error:  # validators are the user's code
             raise BadRecord(f"a validator of {self.model.__name__} raised {told(error)}") from error
 
 
@@ -184,7 +184,7 @@ def _listed(names: list[str]) -> str:
 
 
 def columns_of(source: InputFile) -> list[str]:
-    """The columns of an input; for JSON, those of its first records. [] if they would have to be waited for."""
+    """The columns of an input; for JSON, those of its first records; [] if that would mean waiting for them."""
     if source.growing is not None:
         return source.growing.columns
     if (columns := source.columns()) is not None:
@@ -194,7 +194,7 @@ def columns_of(source: InputFile) -> list[str]:
 
 
 def _object_names(data: bytes) -> set[str]:
-    """The names of a JSON object's members; none if it is not one."""
+    """The names of the members of a JSON object; none if the data is not a JSON object."""
     try:
         return set(_decode_object(data))
     except BadRecord:
@@ -207,9 +207,9 @@ def _decode_object(data: bytes) -> dict[str, msgspec.Raw]:
         return _object.decode(data)
     except msgspec.ValidationError as error:
         found = str(error).rpartition("got ")[2].strip("`")
-        raise BadRecord(f"a JSON object is needed, this line is of type {found}") from error
+        raise BadRecord(f"expected a JSON object, but this line is of type {found}") from error
     except RecursionError as error:
-        raise BadRecord("not JSON that can be read: nested too deeply") from error
+        raise BadRecord("not readable as JSON: nested too deeply") from error
     except msgspec.DecodeError as error:
         hint = "; NaN and Infinity are not JSON, write null" if b"NaN" in data or b"Infinity" in data else ""
         found = str(error).removeprefix("JSON is malformed: ").replace("Input data was truncated", "it ends too early")
@@ -222,7 +222,7 @@ def _parse_cell(name: str, cell: str, takes_text: bool) -> Any:
     except (msgspec.DecodeError, RecursionError) as error:
         if takes_text:
             return cell
-        raise BadRecord(f"{name}: the cell must hold JSON, got {cell[:60]!r}") from error
+        raise BadRecord(f"{name}: the cell must contain JSON, but has {cell[:60]!r}") from error
 
 
 def _not_json(values: dict[str, Any], error: ValueError) -> str:

@@ -102,7 +102,7 @@ def test_lines_that_a_stray_quote_joins_are_rejected_and_never_taken_for_a_row(t
     path = _write(tmp_path / "a.csv", f"n,text\n{middle}4,last\n")
     bad, last = _read(path)
     lines = middle.count("\n")
-    assert str(bad).startswith(f"a quote in it stands in the middle of a cell, so that lines 2 to {lines + 1} were read as one")
+    assert str(bad).startswith(f"it has a quote in the middle of a cell, so lines 2 to {lines + 1} were read as one")
     assert last == {"n": "4", "text": "last"}
 
 
@@ -121,7 +121,7 @@ def test_byte_order_marks_are_skipped_at_the_start_and_where_files_were_joined(t
 def test_a_header_in_the_middle_is_rejected(tmp_path: Path) -> None:
     one, header, two = _read(_write(tmp_path / "a.csv", "text,n\na,1\n\ufefftext,n\nb,2\n"))
     assert [one, two] == _ROWS
-    assert str(header).startswith("the header again; if two files were put one behind the other, give them as several inputs")
+    assert str(header).startswith("this is the header again; if two files were concatenated, give them as separate inputs")
 
 
 def test_nul_bytes_reject_their_record(tmp_path: Path) -> None:
@@ -170,7 +170,9 @@ def test_a_very_long_cell_is_read_and_a_longer_one_costs_its_record(tmp_path: Pa
 )
 def test_a_file_without_any_column_of_the_model_is_refused(tmp_path: Path, name: str, data: str) -> None:
     path = _write(tmp_path / "a.csv", data)
-    with pytest.raises(InputError, match=r"none of its columns is one of Text \('n', 'text'\): it has .*is the first line its"):
+    with pytest.raises(
+        InputError, match=r"none of its columns is a field of Text \('n', 'text'\): it has .*is the first line its"
+    ):
         InputModel(Text).require_columns(open_input(path))
 
 

@@ -74,7 +74,7 @@ def test_json_is_read_however_it_is_laid_out_and_named(tmp_path: Path, name: str
 def test_json_that_would_be_rows_of_defaults_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(
-        InputError, match=r"a\.json: none of its columns is one of Text \('more', 'text'\): it has '(data|txt)'"
+        InputError, match=r"a\.json: none of its columns is a field of Text \('more', 'text'\): it has '(data|txt)'"
     ):
         InputModel(Text).require_columns(open_input(tmp_path / "a.json"))
     (tmp_path / "a.json").write_text("{}\n{}\n")
@@ -98,7 +98,7 @@ def test_values_are_the_same_wherever_a_block_ends(monkeypatch: pytest.MonkeyPat
 
 def test_members_that_are_no_objects_are_rejected_one_by_one(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"text": "a"}, 1, null, "x", [2, 3], nope, {"text": "b"}]')
-    kind = "a JSON object is needed, this line is of type "
+    kind = "expected a JSON object, but this line is of type "
     first, number, null, text, array, garbage, last = _read(tmp_path / "a.json")
     assert [first, last] == ["a", "b"]
     assert [number, null, text, array] == [kind + "int", kind + "null", kind + "str", kind + "array"]
@@ -108,9 +108,9 @@ def test_members_that_are_no_objects_are_rejected_one_by_one(tmp_path: Path) -> 
 def test_an_array_that_is_cut_says_so(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[{"text": "a"},\n{"text": "b"},\n')
-    assert _read(path) == ["a", "b", "the file ends before its array does; was it cut?"]
+    assert _read(path) == ["a", "b", "the file ends inside its array; was it cut off?"]
     path.write_text('[{"text": "a"},\n{"text": "b')
-    assert _read(path) == ["a", "the file ends inside this value; a bracket or a quote is missing in it"]
+    assert _read(path) == ["a", "the file ends inside this value, which lacks a bracket or a quote"]
     assert [record.line for record in open_input(path).records()] == [1, 2]
 
 

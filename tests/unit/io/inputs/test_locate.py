@@ -66,8 +66,8 @@ def test_lines_have_an_index_without_blank_lines_and_a_line_number_with_them(tmp
     [
         (b'{"name":"a","price":"abc"}', "price: Input should be a valid number, unable to parse string as a number, got 'abc'"),
         (b"{}", "name: Field required"),
-        (b"[1]", "a JSON object is needed, this line is of type array"),
-        (b"3", "a JSON object is needed, this line is of type int"),
+        (b"[1]", "expected a JSON object, but this line is of type array"),
+        (b"3", "expected a JSON object, but this line is of type int"),
         (b'{"name":"a","price":NaN}', "NaN and Infinity are not JSON, write null"),
         (b'{"name":"a","price":1e999}', "price: Input should be a valid number, got None"),
         (b'{"name":"a"} {"name":"b"}', "not JSON: trailing characters (byte 14)"),
@@ -167,7 +167,7 @@ def test_a_quote_that_is_never_closed_is_one_bad_record(tmp_path: Path) -> None:
 
 def test_a_cell_for_a_list_must_be_json(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.csv", "name,tags\na,x y\n")
-    assert _validated(path) == [(0, 2, "tags: the cell must hold JSON, got 'x y'")]
+    assert _validated(path) == [(0, 2, "tags: the cell must contain JSON, but has 'x y'")]
 
 
 def test_cells_of_every_type_are_read_from_text(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_a_missing_file_is_named_with_its_nearest_neighbour(tmp_path: Path) -> N
     _write(tmp_path / "inputs.jsonl", "")
     with pytest.raises(InputError, match=r"no such file; did you mean '.*inputs\.jsonl'"):
         open_input(tmp_path / "input.jsonl")
-    with pytest.raises(InputError, match="is not there either"):
+    with pytest.raises(InputError, match="does not exist either"):
         open_input(tmp_path / "nowhere" / "input.jsonl")
 
 
@@ -361,7 +361,7 @@ def test_zstd_of_several_frames_is_one_text_and_a_cut_one_is_named(tmp_path: Pat
     path = _write(tmp_path / "a.jsonl.zst", whole)
     assert sum(1 for _ in open_input(path).records()) == 150_000
     path = _write(tmp_path / "b.jsonl.zst", whole[:-9])
-    with pytest.raises(InputError, match=r"b\.jsonl\.zst: cannot be read on: "):
+    with pytest.raises(InputError, match=r"b\.jsonl\.zst: reading stopped: "):
         list(open_input(path).records())
 
 

@@ -120,7 +120,7 @@ def test_a_file_that_is_damaged_is_named(tmp_path: Path) -> None:
     _shard(tmp_path / "1.jsonl.gz", ["a"] * 10_000)
     cut = _shard(tmp_path / "2.jsonl.gz", [str(n) for n in range(100_000)])
     cut.write_bytes(cut.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"2\.jsonl\.gz: cannot be read on"):
+    with pytest.raises(InputError, match=r"2\.jsonl\.gz: reading stopped"):
         list(open_input(tmp_path).records())
 
 
