@@ -6,7 +6,7 @@ It covers neither ids of steps and rows, nor the text of templates: only the req
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -34,18 +34,14 @@ class KeyMaker:
     def __init__(self, parts: list[Any]) -> None:
         self._shared = hashlib.blake2b(msgspec.json.encode(parts), digest_size=KEY_BYTES)
 
-    def of_messages(self, messages: tuple[Message, ...]) -> bytes:
-        """The key of the answer to the messages of a first ask."""
-        return self._of(messages)
-
-    def of_values(self, values: list[bytes | None]) -> bytes:
-        """The key of the value of a function that gets these values, as JSON."""
-        return self._of(values)
-
-    def _of(self, differs: Any) -> bytes:
-        digest = self._shared.copy()
-        digest.update(_pack(differs))
-        return digest.digest()
+    def of_all(self, requests: Iterable[tuple[Message, ...]] | Iterable[list[bytes | None]]) -> list[bytes]:
+        """The keys of the answers to the messages of first asks, or of a function's values for the values it gets, as JSON."""
+        found = []
+        for request in requests:
+            digest = self._shared.copy()
+            digest.update(_pack(request))
+            found.append(digest.digest())
+        return found
 
 
 def step_keys(plan: Plan, node: PlanNode, seed: int, identity: Mapping[str, str]) -> KeyMaker:
@@ -102,4 +98,5 @@ def key_of_call(plan: Plan, node: PlanNode, row: Row) -> bytes:
     """The key of a function's value for a row; b"" for a decision or a choice, which every run makes anew."""
     if node.kind in (NodeKind.DECISION, NodeKind.PICK):
         return b""
-    return _function_keys(plan, node).of_values(_received_values(node, row))
+    [key] = _function_keys(plan, node).of_all([_received_values(node, row)])
+    return key

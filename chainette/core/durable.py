@@ -83,17 +83,27 @@ class Durable:
             found._dropped[node] = {row_id for row_id in dropped if includes(node, row_id)}
         return found
 
-    def reopened(self, node: str, row: Row) -> Row:
-        """A pending row with its asks from before it was reopened or came to another engine."""
-        earlier = self._earlier.get(node, {}).get(row.row_id)
-        return row if earlier is None else msgspec.structs.replace(row, earlier=earlier)
-
-    def outputs(self, node: str, row_id: str) -> list[Output] | None:
-        """The outputs of a row in id order, [] if it was dropped, None if it is pending."""
-        found = self._outputs.get(node, {}).get(row_id)
-        if found is not None:
-            return sorted(found, key=lambda output: row_order(output.row_id)) if len(found) > 1 else found
-        return [] if row_id in self._dropped.get(node, ()) else None
+    def divide(self, node: str, rows: Iterable[Row]) -> tuple[list[Row], list[tuple[Row, Output]], list[str]]:
+        """Rows at a node: those that are pending, with their asks from before they were reopened or came to another engine;
+        those that have passed it, each with its outputs in id order; and the ids of those that were rejected."""
+        outputs, rejected = self._outputs.get(node, {}), self._rejected.get(node, _NONE)
+        dropped, earlier = self._dropped.get(node, ()), self._earlier.get(node, {})
+        pending: list[Row] = []
+        passed: list[tuple[Row, Output]] = []
+        stopped: list[str] = []
+        for row in rows:
+            row_id = row.row_id
+            if row_id in rejected:
+                stopped.append(row_id)
+            elif (found := outputs.get(row_id)) is not None:
+                if len(found) == 1:
+                    passed.append((row, found[0]))
+                else:
+                    passed += [(row, output) for output in sorted(found, key=lambda output: row_order(output.row_id))]
+            elif row_id not in dropped:
+                before = earlier.get(row_id)
+                pending.append(row if before is None else msgspec.structs.replace(row, earlier=before))
+        return pending, passed, stopped
 
 
 def reasons_of(rejected: Iterable[Rejection]) -> dict[str, str]:

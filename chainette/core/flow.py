@@ -67,23 +67,10 @@ class _Walk:
 
     def visit(self, node: PlanNode, rows: list[Row], scope: str) -> list[Row]:
         """Queues the rows that are pending at a node; returns those that have passed it."""
-        pending: list[Row] = []
-        passed: list[Row] = []
-        rejected = self.durable.rejected(node.id)
-        stopped: list[str] = []
-        for row in rows:
-            if row.row_id in rejected:
-                stopped.append(row.row_id)
-                continue
-            outputs = self.durable.outputs(node.id, row.row_id)
-            if outputs is None:
-                pending.append(self.durable.reopened(node.id, row))
-            else:
-                passed += [row_of(node, row, output) for output in outputs]
+        pending, passed, stopped = self.durable.divide(node.id, rows)
         self.wait(node, pending, scope)
-        if stopped:
-            self.stop(scope, stopped)
-        return passed
+        self.stop(scope, stopped)
+        return [row_of(node, row, output) for row, output in passed]
 
     def wait(self, node: PlanNode, rows: list[Row], scope: str) -> None:
         """Each row waits for the engine of the node that is asked next."""

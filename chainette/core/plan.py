@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -114,6 +114,10 @@ class Plan:
         choice = self._choices.get(name)
         model = name if choice is None else choice.end_of(values[choice.decision]).branch
         return self.adapter(model).validate_json(values[name])
+
+    def decoder(self, name: str) -> Callable[[bytes], Any] | None:
+        """Decodes the JSON a row holds under a name; None if its model depends on the way that the row took."""
+        return None if name in self._choices else self.adapter(name).validate_json
 
     def adapter(self, name: str) -> TypeAdapter[Any]:
         """Validates the JSON a row holds under a name."""

@@ -112,14 +112,14 @@ class PlanNode:
         """The name of the queue of its units."""
         return station_of(self.id, self.rank)
 
-    @property
+    @cached_property
     def told_engine(self) -> str:
         """The engine, if its rows name the one that answered; "" if the step asks only one."""
         return self.engine if isinstance(self.node, Step) and self.node.escalate else ""
 
     def asked_about(self, row_id: str) -> tuple[str, int]:
-        """(the row the prompt is about, the number of the candidate)."""
-        return (row_id, 0) if self.samples == 1 else (parent_of(row_id), row_order(row_id)[-1])
+        """(the row the prompt is about, the number of the candidate), of a row that is a candidate."""
+        return parent_of(row_id), row_order(row_id)[-1]
 
     def at(self, engine: int) -> PlanNode:
         """The node with the engine that comes so many places later."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -36,8 +37,11 @@ class Prompter:
         self._system = Template(self._step.system_prompt, f"step {node.id!r}, system_prompt")
         self._user = Template(self._step.user_prompt, f"step {node.id!r}, user_prompt")
         names = self._system.names | self._user.names
-        #: Ids and aliases the templates name, and the other names: `input` and its bare fields.
-        self._past = sorted(names & {*node.scope})
+        past = sorted(names & {*node.scope})
+        #: Ids and aliases the templates name -> the name in the row and the decoder, if every row has one model there.
+        self._decoders = {name: found for name in past if (found := _decoder(plan, node, name))}
+        #: The ids and aliases without a decoder, and the other names: `input` and its bare fields.
+        self._varying = [name for name in past if name not in self._decoders]
         self._bare = sorted(names - {*node.scope, "row_id"})
         #: Model -> those of the other names that are its fields.
         self._members: dict[type, list[str]] = {}
@@ -76,12 +80,14 @@ class Prompter:
 
     def _context(self, row: Row) -> dict[str, Any]:
         context: dict[str, Any] = {"row_id": row.row_id}
-        if self._past:
+        for name, (key, decode) in self._decoders.items():
+            context[name] = decode(row.values[key])
+        if self._varying:
             history = History(self._plan, self._node, row)
-            for name in self._past:
+            for name in self._varying:
                 context[name] = history[name]
         if self._bare:
-            context["input"] = item = received(self._node, row)
+            context["input"] = item = self._node.input_type.model_validate_json(row.values[self._node.source])
             for name in self._members_of(item):
                 context[name] = getattr(item, name)
         return context
@@ -109,6 +115,15 @@ class Prompter:
             wanted = "must return a list of Message(role, content)"
             raise TemplateError(f"prompt_builder of step {self._node.id!r} {wanted}, it returned {found}")
         return messages
+
+
+def _decoder(plan: Plan, node: PlanNode, name: str) -> tuple[str, Callable[[bytes], Any]] | None:
+    """The name under which a row keeps a past value, and its decoder; None if the model depends on the row or on the round."""
+    if node.round is not None and name in ("round", "previous"):
+        return None
+    key = node.key_of(name)
+    decode = plan.decoder(key)
+    return None if decode is None else (key, decode)
 
 
 def is_field(item: Any, name: str) -> bool:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import msgspec
 
-from chainette.engine.base import Completion, Finish, Request
+from chainette.engine.base import Finish, Request
 from chainette.records import Message
 
-__all__ = ["ANSWERED", "QUESTION", "is_answer", "probe_of"]
+__all__ = ["ANSWERED", "QUESTION", "TAKEN_UP", "probe_of"]
 
 QUESTION = 'Why do people visit Paris? Answer in one sentence, as a JSON object: {"answer": "..."}'
 
 #: Endings of an answer that the model wrote, good or bad.
 ANSWERED = (Finish.STOP, Finish.LENGTH)
 
-_TAKEN_UP = (*ANSWERED, Finish.REFUSED)
+#: Endings of a request that the engine took up.
+TAKEN_UP = (*ANSWERED, Finish.REFUSED)
 
 _WORDS = {"system": "You answer questions.", "assistant": '{"answer": ""}'}
-
-
-def is_answer(completion: Completion) -> bool:
-    """Whether the engine took the request up."""
-    return completion.finish in _TAKEN_UP
 
 
 def probe_of(request: Request) -> Request:

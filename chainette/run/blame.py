@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 import anyio
 
 from chainette.engine.base import Cause, Completion, Engine, Request
-from chainette.engine.probe import is_answer, probe_of
+from chainette.engine.probe import TAKEN_UP, probe_of
 from chainette.errors import DeclarationRefused, EngineRefused, EngineUnavailable
 from chainette.records import Usage
 
@@ -198,7 +198,7 @@ class Evidence:
         self._in_flight.discard(row)
         self._suspects.pop(row, None)
         self.lane.succeed()
-        if is_answer(completion):
+        if completion.finish in TAKEN_UP:
             self.answers[completion.by] += 1
             self._gate.set()
 
@@ -271,7 +271,7 @@ class Evidence:
         except EngineUnavailable as error:
             return _Probe(self.lane.clock(), str(error).removeprefix(f"engine {name!r}: "))
         self.spent += completion.usage
-        if is_answer(completion):
+        if completion.finish in TAKEN_UP:
             self.lane.succeed()
             self.answers[completion.by] += 1
             self._gate.set()
@@ -280,4 +280,4 @@ class Evidence:
             refusal = DeclarationRefused(f"engine {name!r} refuses every request of this step: {words}")
             self.refuse(refusal)
             raise refusal
-        return _Probe(self.lane.clock(), "" if is_answer(completion) else completion.error or "no answer")
+        return _Probe(self.lane.clock(), "" if completion.finish in TAKEN_UP else completion.error or "no answer")

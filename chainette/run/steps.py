@@ -290,18 +290,17 @@ class Asking:
     def first_asks(self, rows: Sequence[Row]) -> list[Ask]:
         """The questions to ask, with their keys in the result: none for rows that no prompt can be made for."""
         asks, known = [], dict[str, tuple[Message, ...]]()
-        keys = step_keys(self.plan, self.node, self.seed, self.engine.identity)
         for row in rows:
             try:
-                messages = self.question(row, known)
-                self.result.keys[row.row_id] = keys.of_messages(messages)
-                asks.append(Ask(row, messages, self.result.unfinished.get(row.row_id, FRESH)))
+                asks.append(Ask(row, self.question(row, known), self.result.unfinished.get(row.row_id, FRESH)))
             except TemplateError as error:
                 self.result.reject(row, Reason.TEMPLATE_ERROR, str(error))
             except ValidationError as error:
                 self.result.reject(row, Reason.TEMPLATE_ERROR, f"the input does not fit {error.title}: {explain(error)}")
             except RAISED as error:  # validators of the input models are the user's code
                 self.result.reject(row, Reason.TEMPLATE_ERROR, raised(error))
+        keys = step_keys(self.plan, self.node, self.seed, self.engine.identity).of_all([ask.question for ask in asks])
+        self.result.keys |= {ask.row.row_id: key for ask, key in zip(asks, keys, strict=True)}
         return asks
 
     def question(self, row: Row, known: dict[str, tuple[Message, ...]]) -> tuple[Message, ...]:
@@ -320,7 +319,7 @@ class Asking:
         rounds, found = node.id.partition("#")[2], []
         for ask in asks:
             row_id, number = ask.row.row_id, ask.number
-            row, sample = node.asked_about(row_id)
+            row, sample = (row_id, 0) if node.samples == 1 else node.asked_about(row_id)
             if node.dedupe:
                 row = self.result.keys[row_id].hex()
             own = row_seed(seed, name, row, number, rounds, node.rank, sample=sample)

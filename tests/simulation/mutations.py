@@ -173,15 +173,15 @@ MUTATIONS = (
     # the walk of rows
     Mutation(
         "rejected rows are asked again at a resume",
-        _FLOW,
-        "            if row.row_id in rejected:\n                stopped.append(row.row_id)\n                continue\n",
-        "",
+        _DURABLE,
+        "            if row_id in rejected:\n                stopped.append(row_id)\n            elif (found",
+        "            if (found",
     ),
     Mutation(
         "dropped rows are asked again at a resume",
         _DURABLE,
-        "return [] if row_id in self._dropped.get(node, ()) else None",
-        "return None",
+        "            elif row_id not in dropped:\n",
+        "            else:\n",
     ),
     Mutation(
         "joined rows are in the order of their text",
@@ -324,8 +324,8 @@ MUTATIONS = (
     Mutation(
         "a decision is made again at a resume",
         _FLOW,
-        "outputs = self.durable.outputs(node.id, row.row_id)\n            if outputs is None:",
-        "outputs = None if node.kind is NodeKind.DECISION else self.durable.outputs(node.id, row.row_id)\n            if outputs is None:",
+        "pending, passed, stopped = self.durable.divide(node.id, rows)\n",
+        "pending, passed, stopped = (rows, [], []) if node.kind is NodeKind.DECISION else self.durable.divide(node.id, rows)\n",
     ),
     Mutation(
         "of equal rounds of a loop the last is best",

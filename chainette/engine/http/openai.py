@@ -28,7 +28,7 @@ from chainette.engine.http.streamed_lines import Lines
 from chainette.engine.http.strict_dialect import strict_subset
 from chainette.engine.http.timing import Policy, Timing
 from chainette.engine.http.transport import Listen, Protocol, Transport
-from chainette.engine.probe import is_answer
+from chainette.engine.probe import TAKEN_UP
 from chainette.errors import EngineConfigError
 from chainette.records import Message
 
@@ -132,7 +132,7 @@ class OpenAIEngine(Engine):
             made = tuple(self._changes)
             body = msgspec.json.encode(adapted(fields, made))
             completion = await self._transport.ask(body, self._read, listen, request.avoid)
-            if is_answer(completion):
+            if completion.finish in TAKEN_UP:
                 self._accepted.add(request.schema_name)
             if completion.finish is not Finish.ERROR:
                 return completion

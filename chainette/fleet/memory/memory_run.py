@@ -211,8 +211,10 @@ class RunInMemory:
         return self.live_rows >= int(self.fields["window"]) or (most is not None and self.live_bytes >= int(most))
 
     def open(self, root: int, record: RootRecord) -> None:
-        bounded = "window_bytes" in self.fields
-        size = sum(len(value) for row in record.rows for value in row.values.values()) if bounded else 0
+        size = 0
+        if "window_bytes" in self.fields:
+            for row in record.rows:
+                size += sum(map(len, row.values.values()))
         self.roots[root], self.last = LiveRoot(record, size), root
         self.live_rows += len(record.rows)
         self.live_bytes += size

@@ -66,7 +66,7 @@ def _reused(node: PlanNode | None, outcome: Outcome) -> int:
 def _keys(outcome: Outcome) -> bytes:
     """The keys of all outputs; b"" if none has one."""
     keys = [output.key for output in outcome.outputs]
-    return b"".join(key or _NO_KEY for key in keys) if any(keys) else b""
+    return b"".join([key or _NO_KEY for key in keys]) if any(keys) else b""
 
 
 def _ways(node: PlanNode | None, outcome: Outcome) -> dict[str, int]:
