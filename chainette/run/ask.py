@@ -33,13 +33,10 @@ class Ask(msgspec.Struct, frozen=True):
     row: Row
     #: The messages of the first ask.
     question: tuple[Message, ...]
+    #: From 1; goes on if `--retry` opened the row again.
+    number: int
     #: The answers before this ask, since the row was opened.
     before: Unfinished
-
-    @property
-    def number(self) -> int:
-        """From 1; goes on if `--retry` opened the row again."""
-        return self.row.asks + self.attempt
 
     @property
     def attempt(self) -> int:
@@ -57,7 +54,8 @@ class Ask(msgspec.Struct, frozen=True):
         return bool(self.before.corrections) and bool(self.before.corrections[-1][0].strip())
 
     def again(self, corrections: tuple[tuple[str, str], ...], usage: Usage) -> Ask:
-        return msgspec.structs.replace(self, before=Unfinished(self.attempt, 0, usage, corrections))
+        before = Unfinished(self.attempt, 0, usage, corrections)
+        return msgspec.structs.replace(self, number=self.number + 1, before=before)
 
 
 def _corrected(messages: tuple[Message, ...], correction: tuple[str, str]) -> tuple[Message, ...]:

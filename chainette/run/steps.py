@@ -292,7 +292,8 @@ class Asking:
         asks, known = [], dict[str, tuple[Message, ...]]()
         for row in rows:
             try:
-                asks.append(Ask(row, self.question(row, known), self.result.unfinished.get(row.row_id, FRESH)))
+                before = self.result.unfinished.get(row.row_id, FRESH)
+                asks.append(Ask(row, self.question(row, known), row.asks + before.asks + 1, before))
             except TemplateError as error:
                 self.result.reject(row, Reason.TEMPLATE_ERROR, str(error))
             except ValidationError as error:

@@ -246,9 +246,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a row is asked again from number 1 after a retry",
-        "chainette/run/ask.py",
-        "return self.row.asks + self.attempt",
-        "return self.attempt",
+        "chainette/run/steps.py",
+        "row.asks + before.asks + 1",
+        "before.asks + 1",
     ),
     Mutation(
         "a retry counts its row twice",
