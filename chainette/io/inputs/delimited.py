@@ -7,140 +7,17 @@ at which a record starts, and never holds more than `max_bytes` of a record.
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Iterator
-from typing import IO, Any, NamedTuple, Protocol
+from typing import Any
 
+from chainette.io.inputs.readers import KEPT
+from chainette.io.inputs.text_file import Line, LineSource, lines, without_mark
 from chainette.utils.plurals import counted
 
-__all__ = [
-    "BOM",
-    "KEPT",
-    "AnyLineEnd",
-    "Line",
-    "LineSource",
-    "format_cells",
-    "lines",
-    "records",
-    "skip_lines",
-    "split_cells",
-    "without_mark",
-]
+__all__ = ["format_cells", "records", "split_cells"]
 
 _SPECIAL = frozenset('",\r\n')
-#: Bytes of a line that is too long that are kept for the rejection.
-KEPT = 65536
-_BLOCK = 1 << 16
-#: Bytes of lines that are skipped at a time.
-_SKIPPED = 1 << 20
-#: The byte-order mark of UTF-8.
-BOM = b"\xef\xbb\xbf"
-#: A blank line, from the end of the previous line to its own end.
-_BLANK = re.compile(rb"\n(?:%b)?[ \t\r\v\f]*+(?=\n)" % BOM)
-
-
-class Line(NamedTuple):
-    """A line, or a CSV record of several lines, with its line end."""
-
-    number: int
-    data: bytes
-    #: The reason why `data` is only the beginning of the line; "" if it is complete.
-    error: str = ""
-
-
-class LineSource(Protocol):
-    """A source of text, read line by line."""
-
-    def readline(self, size: int, /) -> bytes: ...
-
-
-class AnyLineEnd:
-    """Reads lines that end in CR, LF or both, as in CSV files of different systems."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        #: Lines that were read ahead; the last one is next.
-        self._read: list[bytes] = []
-
-    def readline(self, size: int, /) -> bytes:
-        """The next line; if it is longer than `size` bytes, a part of at least that length."""
-        line = b""
-        while self._fill():
-            line += self._read.pop()
-            if line.endswith(b"\n") or len(line) >= size:
-                break
-            if line.endswith(b"\r"):
-                if self._fill() and self._read[-1] == b"\n":  # the block ended between CR and LF
-                    line += self._read.pop()
-                break
-        return line
-
-    def _fill(self) -> bool:
-        if not self._read:
-            self._read = self._stream.readline(_BLOCK).splitlines(keepends=True)[::-1]
-        return bool(self._read)
-
-
-class _Ahead:
-    """Bytes that were read ahead (complete lines and the beginning of one), followed by the rest of their stream."""
-
-    def __init__(self, data: bytes, stream: IO[bytes]) -> None:
-        self._data, self._stream = io.BytesIO(data), stream
-
-    def readline(self, size: int, /) -> bytes:
-        line = self._data.readline(size)
-        return line if line.endswith(b"\n") or len(line) == size else line + self._stream.readline(size - len(line))
-
-
-def skip_lines(stream: IO[bytes], records: int, max_bytes: int) -> tuple[int, int, LineSource]:
-    """Skips lines that end in LF by counting them, in blocks, for at most `records` records.
-
-    Returns the number of records (lines that are not blank) and of lines that were skipped, and the rest of the stream.
-    Stops early at a long line, so that memory stays bounded.
-    """
-    skipped = number = 0
-    ahead = b"\n"  # begins with the end of the previous line
-    while len(ahead) <= max_bytes and (data := stream.read(_SKIPPED)):
-        ahead += data
-        last = ahead.rfind(b"\n")
-        ends = ahead.count(b"\n", 1, last + 1)
-        found = ends - sum(len(blank[0]) <= max_bytes + 1 for blank in _BLANK.finditer(ahead, 0, last + 1))
-        if skipped + found > records:
-            break
-        skipped, number, ahead = skipped + found, number + ends, ahead[last:]
-    return skipped, number, _Ahead(ahead[1:], stream)
-
-
-def lines(stream: LineSource, max_bytes: int, first: int = 1) -> Iterator[Line]:
-    """The lines of a stream. Of a line longer than `max_bytes`, only the beginning is held."""
-    ends = (b"\n", b"\r") if isinstance(stream, AnyLineEnd) else (b"\n",)
-    number = first - 1
-    while data := stream.readline(max_bytes + 1):
-        number += 1
-        if len(data) > max_bytes and not data.endswith(ends):
-            total = len(data) + _skip_line(stream, ends)
-            yield Line(
-                number,
-                data[:KEPT],
-                f"the line is {total:,} bytes long, more than the {max_bytes:,} allowed; split or shorten it",
-            )
-        else:
-            yield Line(number, data)
-
-
-def without_mark(line: Line) -> Line:
-    """The line without a byte-order mark at its beginning; concatenated files have such marks."""
-    return line._replace(data=line.data[len(BOM) :]) if line.data.startswith(BOM) else line
-
-
-def _skip_line(stream: LineSource, ends: tuple[bytes, ...]) -> int:
-    skipped = 0
-    while data := stream.readline(1 << 20):
-        skipped += len(data)
-        if data.endswith(ends):
-            break
-    return skipped
 
 
 def records(stream: LineSource, separator: bytes, max_bytes: int, first: int = 1) -> Iterator[Line]:

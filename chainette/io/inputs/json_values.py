@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import IO
 
-from chainette.io.inputs.delimited import KEPT, Line
-from chainette.io.inputs.text_file import JsonLinesFile
+from chainette.io.inputs.readers import KEPT
+from chainette.io.inputs.text_file import JsonLinesFile, Line
 
 __all__ = ["JsonFile", "values"]
 

@@ -7,14 +7,14 @@ import io
 from pathlib import Path
 from typing import IO, Any, cast
 
-from chainette.io.inputs.delimited import BOM
-
-__all__ = ["PACKED", "open_text", "packing_of", "text_of"]
+__all__ = ["BOM", "PACKED", "open_text", "packing_of", "text_of"]
 
 #: Extensions that may follow those of `KINDS`.
 PACKED = (".gz", ".zst")
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 1 << 16
+#: The byte-order mark of UTF-8.
+BOM = b"\xef\xbb\xbf"
 
 
 def packing_of(head: bytes) -> str:

@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from chainette.errors import InputError
-from chainette.io.inputs.delimited import KEPT
 from chainette.io.inputs.input_digest import Stamp, Trail, digest_of, stamp_of
 from chainette.records import Read
 
 if TYPE_CHECKING:
     from chainette.io.inputs.growing_file import GrowingFile
 
-__all__ = ["InputFile", "Record", "require_distinct"]
+__all__ = ["KEPT", "InputFile", "Record", "require_distinct"]
+
+#: The bytes of a record that its rejection keeps.
+KEPT = 65536
 
 _SAMPLE = 1 << 20
 #: The assumed size of a file whose end is unknown, larger than any file.

@@ -3,23 +3,132 @@
 from __future__ import annotations
 
 import io
+import re
 from abc import abstractmethod
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple, Protocol
 
-from chainette.io.inputs.delimited import AnyLineEnd, Line, lines, skip_lines, without_mark
 from chainette.io.inputs.input_digest import Trail
-from chainette.io.inputs.packing import open_text, packing_of, text_of
-from chainette.io.inputs.readers import InputFile, Record
+from chainette.io.inputs.packing import BOM, open_text, packing_of, text_of
+from chainette.io.inputs.readers import KEPT, InputFile, Record
 
-__all__ = ["JsonLinesFile", "TextFile", "not_utf8"]
+__all__ = ["AnyLineEnd", "JsonLinesFile", "Line", "LineSource", "TextFile", "lines", "not_utf8", "without_mark"]
 
 #: Inputs of at most this size, in bytes, are counted; larger ones are estimated from samples.
 _COUNTED_BYTES, _SAMPLE = 64 << 20, 1 << 20
 
 #: The bytes in which a lone carriage return is searched for.
 _HEAD = 1 << 16
+
+_BLOCK = 1 << 16
+#: Bytes of lines that are skipped at a time.
+_SKIPPED = 1 << 20
+#: A blank line, from the end of the line before it up to its own end.
+_BLANK = re.compile(rb"\n(?:%b)?[ \t\r\v\f]*+(?=\n)" % BOM)
+
+
+class Line(NamedTuple):
+    """A line, or a CSV record of several lines, with its line end."""
+
+    number: int
+    data: bytes
+    #: The reason why `data` is only the beginning of the line; "" if it is complete.
+    error: str = ""
+
+
+class LineSource(Protocol):
+    """A source of text, read line by line."""
+
+    def readline(self, size: int, /) -> bytes: ...
+
+
+class AnyLineEnd:
+    """Reads lines that end in CR, LF or both, as in CSV files of different systems."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        #: Lines that were read ahead; the last one is next.
+        self._read: list[bytes] = []
+
+    def readline(self, size: int, /) -> bytes:
+        """The next line; if it is longer than `size` bytes, a part of at least that length."""
+        line = b""
+        while self._fill():
+            line += self._read.pop()
+            if line.endswith(b"\n") or len(line) >= size:
+                break
+            if line.endswith(b"\r"):
+                if self._fill() and self._read[-1] == b"\n":  # the block ended between CR and LF
+                    line += self._read.pop()
+                break
+        return line
+
+    def _fill(self) -> bool:
+        if not self._read:
+            self._read = self._stream.readline(_BLOCK).splitlines(keepends=True)[::-1]
+        return bool(self._read)
+
+
+class _Ahead:
+    """Bytes that were read ahead (complete lines and the beginning of one), followed by the rest of their stream."""
+
+    def __init__(self, data: bytes, stream: IO[bytes]) -> None:
+        self._data, self._stream = io.BytesIO(data), stream
+
+    def readline(self, size: int, /) -> bytes:
+        line = self._data.readline(size)
+        return line if line.endswith(b"\n") or len(line) == size else line + self._stream.readline(size - len(line))
+
+
+def _skip_lines(stream: IO[bytes], records: int, max_bytes: int) -> tuple[int, int, LineSource]:
+    """Skips lines that end in LF by counting them, in blocks, for at most `records` records.
+
+    Returns the number of records (lines that are not blank) and of lines that were skipped, and the rest of the stream.
+    Stops early at a long line, so that memory stays bounded.
+    """
+    skipped = number = 0
+    ahead = b"\n"  # begins with the end of the previous line
+    while len(ahead) <= max_bytes and (data := stream.read(_SKIPPED)):
+        ahead += data
+        last = ahead.rfind(b"\n")
+        ends = ahead.count(b"\n", 1, last + 1)
+        found = ends - sum(len(blank[0]) <= max_bytes + 1 for blank in _BLANK.finditer(ahead, 0, last + 1))
+        if skipped + found > records:
+            break
+        skipped, number, ahead = skipped + found, number + ends, ahead[last:]
+    return skipped, number, _Ahead(ahead[1:], stream)
+
+
+def lines(stream: LineSource, max_bytes: int, first: int = 1) -> Iterator[Line]:
+    """The lines of a stream. Of a line longer than `max_bytes`, only the beginning is held."""
+    ends = (b"\n", b"\r") if isinstance(stream, AnyLineEnd) else (b"\n",)
+    number = first - 1
+    while data := stream.readline(max_bytes + 1):
+        number += 1
+        if len(data) > max_bytes and not data.endswith(ends):
+            total = len(data) + _skip_line(stream, ends)
+            yield Line(
+                number,
+                data[:KEPT],
+                f"the line is {total:,} bytes long, more than the {max_bytes:,} allowed; split or shorten it",
+            )
+        else:
+            yield Line(number, data)
+
+
+def without_mark(line: Line) -> Line:
+    """The line without a byte-order mark at its beginning; concatenated files have such marks."""
+    return line._replace(data=line.data[len(BOM) :]) if line.data.startswith(BOM) else line
+
+
+def _skip_line(stream: LineSource, ends: tuple[bytes, ...]) -> int:
+    skipped = 0
+    while data := stream.readline(1 << 20):
+        skipped += len(data)
+        if data.endswith(ends):
+            break
+    return skipped
 
 
 class TextFile(InputFile):
@@ -50,7 +159,7 @@ class TextFile(InputFile):
         """Skips up to `records` records, if that is faster than reading them; returns their number and the next records."""
         if records <= 0 or not self._by_lines or self.growing is not None:  # large blocks would read ahead of the need
             return 0, self._lines(stream)
-        skipped, number, rest = skip_lines(stream, records, self._max_line_bytes)
+        skipped, number, rest = _skip_lines(stream, records, self._max_line_bytes)
         return skipped, _not_blank(map(without_mark, lines(rest, self._max_line_bytes, number + 1)))
 
     @property

@@ -48,7 +48,7 @@ def test_line_ends_are_found_wherever_a_block_ends(tmp_path: Path, monkeypatch: 
     rows = [f"{number},{number}{end}" for number, end in enumerate(["\r\n", "\r", "\n"] * 20)]
     path = _write(tmp_path / "a.csv", "text,n\r\n" + "".join(rows))
     for block in range(1, 30):
-        monkeypatch.setattr("chainette.io.inputs.delimited._BLOCK", block)
+        monkeypatch.setattr("chainette.io.inputs.text_file._BLOCK", block)
         records = list(open_input(path).records())
         assert [record.data for record in records] == [{"text": str(n), "n": str(n)} for n in range(60)]
         assert [record.line for record in records] == list(range(2, 62))
@@ -200,6 +200,6 @@ def test_what_pythons_csv_writes_is_read_back(tmp_path: Path, monkeypatch: pytes
         text = io.StringIO()
         writer = csv.writer(text, lineterminator=end, quoting=csv.QUOTE_MINIMAL if end == "\n" else csv.QUOTE_ALL)
         writer.writerows([["x", "y", "z"], *rows])
-        monkeypatch.setattr("chainette.io.inputs.delimited._BLOCK", chance.choice([1, 2, 7, 1 << 16]))
+        monkeypatch.setattr("chainette.io.inputs.text_file._BLOCK", chance.choice([1, 2, 7, 1 << 16]))
         expected = [{name: cell for name, cell in zip("xyz", row, strict=True) if cell} for row in rows]
         assert _read(_write(tmp_path / "a.csv", text.getvalue())) == expected, text.getvalue()

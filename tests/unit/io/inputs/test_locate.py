@@ -114,7 +114,7 @@ def test_records_are_the_same_wherever_reading_starts(tmp_path: Path, monkeypatc
     rng = random.Random(name)
     parts = [b'{"a":1}', b"", b"  \t", b"\r", b"\v\f", b" " * 60, b"\xef\xbb\xbf", b'\xef\xbb\xbf{"b":2}', b"x" * 60, b'"\xff"']
     for block in (1, 2, 7, 40, 200):
-        monkeypatch.setattr("chainette.io.inputs.delimited._SKIPPED", block)
+        monkeypatch.setattr("chainette.io.inputs.text_file._SKIPPED", block)
         data = b'{"first":0}\n' + b"".join(rng.choice(parts) + rng.choice([b"\n", b"\r\n"]) for _ in range(40)) + b"last"
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
         source = open_input(tmp_path / name, max_line_bytes=50)
