@@ -76,8 +76,10 @@ class _Slot(msgspec.Struct, frozen=True):
     endpoint: Endpoint
     probe: bool
     sent_at: float
-    #: Whether the request has failed before: its next failure says nothing new about the endpoint.
+    #: Whether the request failed in an earlier `ask`: its next failure says nothing new about the endpoint.
     is_suspect: bool
+    #: Whether it is tried again, after a failure in this `ask`.
+    is_retry: bool
 
 
 @dataclass
@@ -194,7 +196,7 @@ class Transport:
             await self.limiter.acquire()
             taken = self.pool.take(tries.avoid)
             if taken is not None:
-                return _Slot(*taken, self._timing.clock(), tries.is_suspect)
+                return _Slot(*taken, self._timing.clock(), tries.is_suspect, tries.failed > 0)
             self.limiter.release()
 
     def _leave(self, slot: _Slot, result: Completion | Failure | None) -> None:
@@ -218,6 +220,8 @@ class Transport:
             self.limiter.overloaded(slot.sent_at)
         if failure.is_answer:
             self.pool.answered(slot.endpoint, slot.probe, failure.words)
+        elif slot.is_retry and not slot.probe and failure.fault is not Fault.UNREACHABLE:
+            self.pool.abandoned(slot.endpoint, slot.probe, alive=bool(failure.status))  # the breaker counts requests, not tries
         else:
             self.pool.failed(slot.endpoint, slot.probe, failure.words, gone=failure.fault is Fault.UNREACHABLE)
             self._say_silence(failure)

@@ -46,9 +46,9 @@ def test_the_breaker_opens_on_errors_lets_one_probe_through_and_closes(http: Htt
             return http.good("yes")
 
         async with serve(answer) as server:
-            engine = http.make(server.url, policy=policy, max_retries=3)
+            engine = http.make(server.url, policy=policy, max_retries=0)
             await engine.open()
-            await engine.generate([http.ask()])
+            await engine.generate([http.ask()] * 4)
             assert http.state(engine) is State.OPEN
             broken = False
             waiting = [asyncio.create_task(engine.generate([http.ask()])) for _ in range(6)]

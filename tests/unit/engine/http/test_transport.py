@@ -14,6 +14,7 @@ from aiohttp import web
 
 from chainette.engine.base import Cause, Completion, Finish
 from chainette.engine.http.retry_after import retry_after
+from chainette.engine.http.timing import Policy
 from chainette.errors import EngineRefused
 from tests.support.patience import LONG
 
@@ -99,7 +100,7 @@ def test_a_server_that_goes_away_is_said_once_per_silence(
             return http.good()
 
         async with serve(hang_up) as server:
-            engine = http.make(server.url, time=fake_time, max_retries=20)
+            engine = http.make(server.url, time=fake_time, policy=Policy(least_seen=1), max_retries=20)
             await engine.open()
             for _ in range(4):
                 await engine.generate([http.ask()])
@@ -344,6 +345,25 @@ def test_requests_that_fail_again_and_again_do_not_eject_their_endpoint(http: Ht
             assert not engine._transport.pool.is_silent() and engine._transport.limiter.limit == engine.capacity
             await engine.generate([http.ask("bad")] * 20)
             assert engine._transport.pool.is_silent()
+            await engine.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("max_retries", [0, 6])
+def test_a_request_counts_once_towards_the_ejection_of_its_endpoint_however_often_it_is_tried(
+    http: Http, serve: Any, fake_time: Any, max_retries: int
+) -> None:
+    async def main() -> None:
+        async def failing(asked: Any) -> web.Response:
+            return http.bad(500) if asked.text == "bad" else http.good("yes")
+
+        async with serve(failing) as server:
+            engine = http.make(server.url, time=fake_time, max_retries=max_retries)
+            await engine.open()
+            await engine.generate([http.ask("fine")] * 10)
+            await engine.generate([http.ask("bad")] * 5)
+            assert not engine._transport.pool.is_silent() and len(server.asked) == 10 + 5 * (max_retries + 1)
             await engine.close()
 
     run(main())
