@@ -16,7 +16,7 @@ from chainette.core.plan_node import PlanNode
 from chainette.core.step import Step
 from chainette.errors import InputError, RunDirectoryError
 from chainette.io.rundir.answer_collection import index_of
-from chainette.io.rundir.answer_index import AnswerIndex, Entry
+from chainette.io.rundir.answer_index import AnswerIndex, IndexEntry
 from chainette.io.rundir.open import read_created
 from chainette.io.rundir.paths import RunDir, disk_errors
 from chainette.io.tables.row_lines import parse_output
@@ -146,7 +146,7 @@ class _Shelf:
                 return found
         return None
 
-    def _unclaimed(self, node: PlanNode, row_id: str, key: bytes) -> Iterator[Entry]:
+    def _unclaimed(self, node: PlanNode, row_id: str, key: bytes) -> Iterator[IndexEntry]:
         """Entries that are this row's now: its own, or the first that nobody has claimed."""
         mine = hashlib.blake2b(f"{node.station}\0{row_id}".encode(), digest_size=_CLAIM).digest()
         for entry in self.index.of_row(key, row_id):
@@ -160,14 +160,14 @@ class _Shelf:
             if number - first > _PASSED:
                 self._passed[key] = first = number
 
-    def _outputs(self, node: PlanNode, row_id: str, key: bytes, entry: Entry) -> list[Output]:
+    def _outputs(self, node: PlanNode, row_id: str, key: bytes, entry: IndexEntry) -> list[Output]:
         if not entry.place.many:
             return [output for output in [self._output(node, row_id, key, entry)] if output is not None]
         siblings = enumerate(self.index.siblings(entry, key))
         children = [self._output(node, child_id(row_id, number), key, one) for number, one in siblings]
         return [child for child in children if child is not None] if None not in children else []
 
-    def _output(self, node: PlanNode, row_id: str, key: bytes, entry: Entry) -> Output | None:
+    def _output(self, node: PlanNode, row_id: str, key: bytes, entry: IndexEntry) -> Output | None:
         """The stored row under another id; None if it cannot be read, or is no row of the node's model."""
         line = self.index.line(entry)
         if not line:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from chainette import open_run
-from chainette.cli.commands.init import Template
+from chainette.cli.commands.init import ProjectTemplate
 from tests.support.cli import REPOSITORY, Project
 from tests.support.models import needs_model
 
@@ -20,7 +20,7 @@ from tests.support.models import needs_model
 def projects(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A folder with one project of each template."""
     project = Project(tmp_path_factory.mktemp("projects"))
-    for template in Template:
+    for template in ProjectTemplate:
         done = project.chainette("init", template, "--template", template)
         assert (done.returncode, done.stderr) == (0, "") and f"cd {template}" in done.stdout
     return project
@@ -30,8 +30,8 @@ def paths(template: str) -> tuple[str, str]:
     return f"{template}/chain.py", f"{template}/rows.jsonl"
 
 
-@pytest.mark.parametrize("template", Template)
-def test_a_new_project_checks_without_a_warning_and_runs_simulated(projects: Project, template: Template) -> None:
+@pytest.mark.parametrize("template", ProjectTemplate)
+def test_a_new_project_checks_without_a_warning_and_runs_simulated(projects: Project, template: ProjectTemplate) -> None:
     done = projects.chainette("run", *paths(template), "--simulate", "-o", f"{template}/try")
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     result = open_run(projects.path / template / "try")
@@ -40,10 +40,10 @@ def test_a_new_project_checks_without_a_warning_and_runs_simulated(projects: Pro
 
 @pytest.mark.long
 def test_the_projects_pass_mypy_strict(projects: Project, tmp_path: Path) -> None:
-    for template in Template:  # one call of mypy takes no two modules of one name
+    for template in ProjectTemplate:  # one call of mypy takes no two modules of one name
         shutil.copy(projects.path / template / "chain.py", tmp_path / f"{template}_chain.py")
     files = sorted(map(str, tmp_path.glob("*_chain.py")))
-    assert len(files) == len(Template)
+    assert len(files) == len(ProjectTemplate)
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--config-file", str(REPOSITORY / "pyproject.toml"), *files],
         capture_output=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,12 @@ def test_the_notes_of_a_release_are_its_section_alone() -> None:
 def test_a_tag_without_a_section_or_of_another_version_is_not_released(tag: str, version: str, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         notes(tag, CHANGELOG, version)
+
+
+def test_no_two_classes_share_a_name() -> None:
+    modules = [*(REPOSITORY / "chainette").rglob("*.py"), *(REPOSITORY / "workers").rglob("*.py")]
+    names = [
+        name for path in modules for name in re.findall(r"^class ([A-Z]\w*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert len(names) > 400
+    assert [name for name, times in Counter(names).items() if times > 1] == []

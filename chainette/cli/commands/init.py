@@ -14,7 +14,7 @@ from chainette.cli.project_file import FILE, nearest_file
 from chainette.errors import RunError
 from chainette.utils.private_files import is_taken
 
-__all__ = ["Template", "init"]
+__all__ = ["ProjectTemplate", "init"]
 
 _SMALL = """register_engine(
     "model",
@@ -34,7 +34,7 @@ _DEFAULTS = """# Flags that every command in this folder takes if they are not g
 """
 
 
-class Template(StrEnum):
+class ProjectTemplate(StrEnum):
     """The projects that `init` can write."""
 
     EXTRACT = "extract"
@@ -50,7 +50,9 @@ def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False, help="A new or empty folder.")] = Path(
         "my-chain"
     ),
-    template: Annotated[Template, typer.Option("--template", help="The pipeline to begin with.")] = Template.EXTRACT,
+    template: Annotated[
+        ProjectTemplate, typer.Option("--template", help="The pipeline to begin with.")
+    ] = ProjectTemplate.EXTRACT,
     endpoint: Annotated[
         str | None, typer.Option("--endpoint", metavar="URL", help="An OpenAI-compatible server: http://127.0.0.1:8000/v1")
     ] = None,

@@ -92,7 +92,7 @@ class _Answer:
         self._refusal: list[str] = []
         #: Tool calls by their index: the pieces of their arguments.
         self._calls: dict[int, list[str]] = {}
-        self._tokens = fields.Tokens()
+        self._tokens = fields.TokenCounts()
         self._error = b""
         #: Why the answer ended, in the server's words.
         self._reason = ""

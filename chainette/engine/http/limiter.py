@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from statistics import median
 
-__all__ = ["Limiter", "Pace"]
+__all__ = ["LatencyWatch", "Limiter"]
 
 #: A refusal for load halves the limit, a slow spell takes a quarter.
 _REFUSED, _SLOW = 0.5, 0.75
@@ -21,7 +21,7 @@ _SPELL = 16
 _FAR_ABOVE = 4.0
 
 
-class Pace:
+class LatencyWatch:
     """Notices when answers become far slower than before.
 
     Compares the median of each 16 answers with the lowest such median, which drifts towards recent
@@ -61,7 +61,7 @@ class Limiter:
         self._limit = float(ceiling)
         self._in_flight = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
-        self._pace = Pace()
+        self._pace = LatencyWatch()
         self._cut_at = float("-inf")
 
     @property

@@ -14,7 +14,7 @@ import msgspec
 __all__ = [
     "BROKEN",
     "Object",
-    "Tokens",
+    "TokenCounts",
     "calls",
     "choices",
     "count",
@@ -167,7 +167,7 @@ def error(found: object) -> bytes:
     return msgspec.json.encode(found) if found else b""
 
 
-class Tokens(NamedTuple):
+class TokenCounts(NamedTuple):
     """Tokens of the prompt, of the answer, and of the part of the prompt that the server had in its cache."""
 
     prompt: int = 0
@@ -175,15 +175,15 @@ class Tokens(NamedTuple):
     cached: int = 0
 
 
-def tokens(document: Object) -> Tokens | None:
+def tokens(document: Object) -> TokenCounts | None:
     """The tokens, if a count of them is there."""
     usage = document.get("usage")
     if isinstance(usage, dict):
         prompt = count(usage.get("prompt_tokens")) or count(usage.get("input_tokens"))
         answer = count(usage.get("completion_tokens")) or count(usage.get("output_tokens"))
-        return Tokens(prompt, answer, min(prompt, _cached(usage)))
+        return TokenCounts(prompt, answer, min(prompt, _cached(usage)))
     if "eval_count" in document or "prompt_eval_count" in document:
-        return Tokens(count(document.get("prompt_eval_count")), count(document.get("eval_count")))
+        return TokenCounts(count(document.get("prompt_eval_count")), count(document.get("eval_count")))
     return None
 
 

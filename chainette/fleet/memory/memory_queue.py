@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from chainette.core.joined_values import given_by_joins
 from chainette.core.plan import Plan
 from chainette.engine.budget import NO_LIMITS, Amounts, BudgetLimits, Reserved, fits
-from chainette.fleet.memory.memory_run import Job, RunInMemory, Stream, Waiting
+from chainette.fleet.memory.memory_run import Job, RunInMemory, Stream, UnitQueue
 from chainette.fleet.memory.strikes import pardon, strike
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
@@ -327,7 +327,7 @@ class MemoryQueue(LeasedQueue):
                 ]
         return []
 
-    def _has_turn(self, waiting: Waiting, me: str) -> bool:
+    def _has_turn(self, waiting: UnitQueue, me: str) -> bool:
         """Whether nobody else who lives is about to run a unit alone."""
         return waiting.turn == me or waiting.turn not in self._workers or waiting.turn_ends <= self._clock()
 

@@ -21,7 +21,7 @@ from chainette.io.rundir.event_types import Event
 from chainette.records import Effects, Partial, Row, Scope, Unfinished, Unit
 from chainette.utils.recent import Recent
 
-__all__ = ["Job", "LiveRoot", "RunInMemory", "Stream", "Waiting"]
+__all__ = ["Job", "LiveRoot", "RunInMemory", "Stream", "UnitQueue"]
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class Job:
 
 
 @dataclass(slots=True)
-class Waiting:
+class UnitQueue:
     """The units that wait in one queue, by name."""
 
     ready: deque[str] = field(default_factory=deque)
@@ -168,7 +168,7 @@ class RunInMemory:
     live_rows: int = 0
     live_bytes: int = 0
     jobs: dict[str, Job] = field(default_factory=dict)
-    queues: dict[str, Waiting] = field(default_factory=dict)
+    queues: dict[str, UnitQueue] = field(default_factory=dict)
     #: Worker -> strikes its lost leases gave, as (unit, counter).
     struck: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     #: Notes that nobody has read yet, and the number of those before them.
@@ -242,10 +242,10 @@ class RunInMemory:
 
     # -- units
 
-    def waiting(self, queue: str) -> Waiting:
+    def waiting(self, queue: str) -> UnitQueue:
         found = self.queues.get(queue)
         if found is None:
-            found = self.queues[queue] = Waiting()
+            found = self.queues[queue] = UnitQueue()
         return found
 
     def name_of(self, unit: Unit) -> str:
@@ -297,7 +297,7 @@ class RunInMemory:
         self._delays += 1
         heapq.heappush(self.waiting(job.queue).delayed, (due, self._delays, job.name))
 
-    def promote(self, waiting: Waiting, now: float) -> None:
+    def promote(self, waiting: UnitQueue, now: float) -> None:
         """Units that were put off until now may be claimed."""
         while waiting.delayed and waiting.delayed[0][0] <= now:
             job = self.jobs.get(heapq.heappop(waiting.delayed)[2])
@@ -347,7 +347,7 @@ class RunInMemory:
             self.damaged = f"unit {name} is gone"
         return None
 
-    def ready(self, waiting: Waiting, room: int) -> list[Job]:
+    def ready(self, waiting: UnitQueue, room: int) -> list[Job]:
         """The first unit of a queue, and those behind it that fit; those of one root and scope become one."""
         jobs: list[Job] = []
         while (job := self.next_of(waiting.ready, room if jobs else None)) is not None:

@@ -22,7 +22,7 @@ from chainette.io.rundir.answer_index import (
     AnswerIndex,
     Head,
     Mark,
-    Place,
+    RowFile,
     entry_of,
     mark_of,
     open_index,
@@ -116,7 +116,7 @@ class _Making:
     folder: Path
     #: Takes the rows that cannot be read singly; None for JSON Lines.
     copied: IO[bytes] | None
-    places: dict[Place, int] = field(default_factory=dict)
+    places: dict[RowFile, int] = field(default_factory=dict)
     _parts: list[bytearray] = field(default_factory=lambda: [bytearray() for _ in range(_PARTS)])
 
     def collect(self) -> None:
@@ -148,10 +148,10 @@ class _Making:
         for at in range(count):
             file, offset, line = next(readers[folder])
             if is_keyed:
-                place = Place(file, folder, node.cardinality == "many", largest)
+                place = RowFile(file, folder, node.cardinality == "many", largest)
                 self._add(event.keys[at * KEY_BYTES : (at + 1) * KEY_BYTES], place, offset, line)
 
-    def _add(self, key: bytes, place: Place, offset: int, line: bytes) -> None:
+    def _add(self, key: bytes, place: RowFile, offset: int, line: bytes) -> None:
         number = self.places.setdefault(place, len(self.places))
         row_id = line[11 : line.index(b'"', 11)].decode()  # {"row_id":"17", as every journal has it
         owner = parent_of(row_id) if place.many else row_id

@@ -26,10 +26,10 @@ __all__ = [
     "ENTRY_BYTES",
     "MAKING",
     "AnswerIndex",
-    "Entry",
     "Head",
+    "IndexEntry",
     "Mark",
-    "Place",
+    "RowFile",
     "entry_of",
     "mark_of",
     "open_index",
@@ -50,7 +50,7 @@ _TAIL = 4096
 _MAGIC = b"chainette answers 1\n"
 
 
-class Place(msgspec.Struct, frozen=True):
+class RowFile(msgspec.Struct, frozen=True):
     """A file of rows."""
 
     #: Its journal as the log names it (`extract/0`); "" is the file of rows beside the index.
@@ -82,7 +82,7 @@ class Head(msgspec.Struct, frozen=True):
     entries: int
     #: Digest of the entries.
     digest: str
-    places: list[Place]
+    places: list[RowFile]
 
     @property
     def trailer(self) -> bytes:
@@ -92,12 +92,12 @@ class Head(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Entry:
+class IndexEntry:
     """One stored row: its number in the index, and where it lies."""
 
     number: int
     row: bytes
-    place: Place
+    place: RowFile
     offset: int
 
 
@@ -124,36 +124,38 @@ class AnswerIndex:
     def __len__(self) -> int:
         return self.head.entries
 
-    def of_key(self, key: bytes) -> Iterator[Entry]:
+    def of_key(self, key: bytes) -> Iterator[IndexEntry]:
         """The entries of a key, by row."""
         return self._from(self.first(key), key)
 
-    def of_row(self, key: bytes, row_id: str) -> Iterator[Entry]:
+    def of_row(self, key: bytes, row_id: str) -> Iterator[IndexEntry]:
         """The entries of a key whose row has this id."""
         wanted = key + _row_digest(row_id)
         return self._from(self.first(wanted), wanted)
 
-    def _from(self, number: int, wanted: bytes) -> Iterator[Entry]:
+    def _from(self, number: int, wanted: bytes) -> Iterator[IndexEntry]:
         while number < len(self) and self._entry(number).startswith(wanted):
             yield self._read(number)
             number += 1
 
-    def siblings(self, entry: Entry, key: bytes) -> Iterator[Entry]:
+    def siblings(self, entry: IndexEntry, key: bytes) -> Iterator[IndexEntry]:
         """The entries of the rows that one row became, in the order of the shard."""
         wanted = key + entry.row
         return (other for other in self._from(self.first(wanted), wanted) if other.place.folder == entry.place.folder)
 
-    def at(self, number: int, key: bytes) -> Entry | None:
+    def at(self, number: int, key: bytes) -> IndexEntry | None:
         """The entry with this number; None if it is not of the key."""
         return self._read(number) if number < len(self) and self._entry(number).startswith(key) else None
 
     def _entry(self, number: int) -> bytes:
         return self._map[number * ENTRY_BYTES : (number + 1) * ENTRY_BYTES]
 
-    def _read(self, number: int) -> Entry:
+    def _read(self, number: int) -> IndexEntry:
         entry = self._entry(number)
         place = int.from_bytes(entry[KEY_BYTES + _ROW : -_OFFSET])
-        return Entry(number, entry[KEY_BYTES : KEY_BYTES + _ROW], self.head.places[place], int.from_bytes(entry[-_OFFSET:]))
+        return IndexEntry(
+            number, entry[KEY_BYTES : KEY_BYTES + _ROW], self.head.places[place], int.from_bytes(entry[-_OFFSET:])
+        )
 
     def first(self, wanted: bytes) -> int:
         """The number of the first entry not before `wanted`. Keys are spread evenly, so the search begins near it."""
@@ -172,7 +174,7 @@ class AnswerIndex:
                 high = middle
         return low
 
-    def line(self, entry: Entry) -> bytes:
+    def line(self, entry: IndexEntry) -> bytes:
         """The row of an entry, as its shard has it; b"" if its file is gone, or the directory was replaced."""
         file = self._open(entry.place.file)
         data, size = b"", 1 << 12
