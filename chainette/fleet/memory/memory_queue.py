@@ -7,13 +7,14 @@ No call blocks, and none takes longer the more units there are, except `missing`
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chainette.core.joined_values import given_by_joins
 from chainette.core.plan import Plan
-from chainette.engine.budget import NO_LIMITS, Amounts, BudgetLimits, Reserved, fits
+from chainette.engine.budget import Amounts, BudgetLimits, Reserved
 from chainette.fleet.memory.memory_run import Job, RunInMemory, Stream, UnitQueue
+from chainette.fleet.memory.reservations import Reservations
 from chainette.fleet.memory.strikes import pardon, strike
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
@@ -40,9 +41,6 @@ from chainette.records import Effects, Outcome, Rejection
 
 __all__ = ["MemoryQueue"]
 
-#: The field of a run's record with its part of an engine's budget begins so.
-_OF_ENGINE = "used:"
-
 #: Seconds for which a worker that drains keeps others from running a queue's next unit alone.
 _TURN = 30.0
 
@@ -68,8 +66,7 @@ class MemoryQueue(LeasedQueue):
         self._workers: dict[str, _Worker] = {}
         #: Workers somebody asked to end.
         self._stopped: set[str] = set()
-        #: Digest of an engine with a budget -> the amounts that closed runs have spent.
-        self._closed: dict[str, Amounts] = {}
+        self._reservations = Reservations(lambda: (run.budget for run in self._runs.values()), self._lives)
 
     # -- runs
 
@@ -88,14 +85,7 @@ class MemoryQueue(LeasedQueue):
         new = RunInMemory(RunKeys(run, epoch), owner, words, Stream(token), barred=frozenset(words.get("barred", "").split()))
         if known:
             new.state, new.noted, new.read_notes = known.state, known.noted, known.read_notes
-            new.used, new.of_engines = known.used, known.of_engines
-        if "used" in words:
-            new.used = new.used.at_least(Amounts.read(words["used"]))
-        for engine in [name.removeprefix(_OF_ENGINE) for name in fields if name.startswith(_OF_ENGINE)]:
-            used = Amounts.read(words[_OF_ENGINE + engine])
-            if known is None and epoch:  # it was closed before
-                self._closed[engine] = (self._closed.get(engine, Amounts()) - used).at_least(Amounts())
-            new.of_engines[engine] = new.of_engines.get(engine, Amounts()).at_least(used)
+        new.budget = self._reservations.begin(known.budget if known else None, epoch, words)
         self._runs[run] = new
         self._changed()
 
@@ -110,8 +100,8 @@ class MemoryQueue(LeasedQueue):
         if known and known.state != "cancelled" and self._epoch(run, epoch).owner != owner:
             raise Lost(f"close of run {run}, epoch {epoch}")
         self._runs.pop(run, None)
-        for engine, used in known.of_engines.items() if known else ():
-            self._closed[engine] = self._closed.get(engine, Amounts()) + used
+        if known:
+            self._reservations.close(known.budget)
 
     def set_state(self, run: str, state: str, reason: str = "") -> None:
         known = self._runs.get(run)
@@ -202,7 +192,7 @@ class MemoryQueue(LeasedQueue):
         run = self._runs.get(keys.run)
         if run is None:
             return AdmissionProgress(0, None, "", set())
-        current = run.keys.epoch == keys.epoch
+        current, budget = run.keys.epoch == keys.epoch, run.budget
         live = set(run.roots) if current else set()
         return AdmissionProgress(
             run.cursor,
@@ -212,13 +202,13 @@ class MemoryQueue(LeasedQueue):
             run.last,
             run.damaged,
             run.suspended,
-            run.used,
-            run.exhausted,
-            {engine: run.of_engines[engine] for engine in engines if engine in run.of_engines},
-            run.exhausted_by,
-            run.of_all_runs,
+            budget.used,
+            budget.exhausted,
+            {engine: budget.of_engines[engine] for engine in engines if engine in budget.of_engines},
+            budget.exhausted_by,
+            budget.of_all_runs,
             is_current=current,
-            needed=run.needed,
+            needed=budget.needed,
         )
 
     def missing(self, keys: RunKeys, roots: Sequence[int]) -> str:
@@ -309,7 +299,7 @@ class MemoryQueue(LeasedQueue):
         for name, queue, room in queues:
             run = self._runs.get(name)
             waiting = run.queues.get(queue) if run is not None and run.state == "running" else None
-            if run is None or waiting is None or run.exhausted:
+            if run is None or waiting is None or run.budget.exhausted:
                 continue
             run.promote(waiting, self._clock())
             if (job := run.next_of(waiting.broken)) is not None:
@@ -469,36 +459,10 @@ class MemoryQueue(LeasedQueue):
         needs: Sequence[Amounts],
         engine: EngineAccount,
     ) -> Reserved:
-        run, mine = self._epoch(keys.run, keys.epoch), (incarnation, engine.digest)
+        run = self._epoch(keys.run, keys.epoch)
         if run.state == "cancelled":
             raise Lost(f"run {keys.run} was cancelled")
-        last, granted, open_ = run.reserved.get(mine, ("", 0, 0))
-        own = run.of_engines.get(engine.digest, Amounts())
-        parts = (each.of_engines.get(engine.digest, Amounts()) for each in self._runs.values() if each is not run)
-        others = sum(parts, self._closed.get(engine.digest, Amounts()))
-        if last == token:
-            return Reserved(granted, run.used, of_engine=own)
-        granted, run.used, own = 0, (run.used + settled).at_least(Amounts()), (own + settled).at_least(Amounts())
-        for need in needs:
-            if run.exhausted or not (fits(limits, run.used, need) and fits(engine.limits, others + own, need)):
-                break
-            granted, run.used, own = granted + 1, run.used + need, own + need
-        run.reserved[mine] = (token, granted, max(0, open_ - ended) + granted)
-        if engine.limits != NO_LIMITS:
-            run.of_engines[engine.digest] = own
-        if needs and not granted and not run.exhausted and not self._has_requests([run]):
-            is_full = not fits(limits, run.used, needs[0])
-            by_engine = not is_full and not fits(engine.limits, others + own, needs[0])
-            run.exhausted = is_full or (by_engine and not self._has_requests(self._runs.values(), engine.digest))
-            run.needed = needs[0]
-            if run.exhausted and by_engine:
-                run.exhausted_by, run.of_all_runs = engine.digest, others + own
-        return Reserved(granted, run.used, bool(needs) and run.exhausted, own)
-
-    def _has_requests(self, runs: Iterable[RunInMemory], engine: str = "") -> bool:
-        """Whether a live worker has a request of these runs in flight, and of the engine, if one is named."""
-        found = ((name, of, requests) for run in runs for (name, of), (_, _, requests) in run.reserved.items())
-        return any(requests for name, of, requests in found if engine in ("", of) and self._lives(name))
+        return self._reservations.reserve(run.budget, incarnation, token, limits, settled, ended, needs, engine)
 
     def _lives(self, incarnation: str) -> bool:
         worker = self._workers.get(incarnation)

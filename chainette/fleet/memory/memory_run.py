@@ -12,7 +12,7 @@ from time import time
 import msgspec
 
 from chainette.core.plan import Plan
-from chainette.engine.budget import Amounts
+from chainette.fleet.memory.reservations import RunBudget
 from chainette.fleet.protocol.contract import MOST_ANSWER_BYTES, MOST_ANSWERS
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Admission, Result, RootRecord
@@ -174,17 +174,7 @@ class RunInMemory:
     #: Notes that nobody has read yet, and the number of those before them.
     noted: list[Event] = field(default_factory=list)
     read_notes: int = 0
-    #: The budget that is spent or reserved, and whether the next request does not fit.
-    used: Amounts = field(default_factory=Amounts)
-    exhausted: bool = False
-    #: The same for each engine with a budget, by its digest, and the engine whose budget does not suffice.
-    of_engines: dict[str, Amounts] = field(default_factory=dict)
-    exhausted_by: str = ""
-    of_all_runs: Amounts = field(default_factory=Amounts)
-    #: The reservation that does not fit.
-    needed: Amounts = field(default_factory=Amounts)
-    #: (worker, engine) -> its last reservation: token, requests granted, requests in flight after it.
-    reserved: dict[tuple[str, str], tuple[str, int, int]] = field(default_factory=dict)
+    budget: RunBudget = field(default_factory=RunBudget)
     #: Shared answers, and the workers that ask the open questions.
     answers: Recent = field(default_factory=lambda: Recent(MOST_ANSWERS, MOST_ANSWER_BYTES))
     asking: dict[bytes, str] = field(default_factory=dict)
