@@ -17,7 +17,7 @@ from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import BadMessage, RootRecord
 from chainette.fleet.protocol.queue_values import AdmissionResult, Lost
-from chainette.io.inputs.roots_ahead import WAITING, Root
+from chainette.io.inputs.roots import WAITING, Root
 from chainette.records import CHAIN_INPUT, Effects, Read, Rejection
 
 __all__ = ["Coordinator", "read_for_live_roots"]

@@ -20,7 +20,7 @@ from chainette.core.plan import Plan
 from chainette.core.plan_node import NodeKind
 from chainette.engine.base import Engine, Request
 from chainette.hooks import Hook, Laps
-from chainette.io.inputs.roots_ahead import Root
+from chainette.io.inputs.roots import Root
 from chainette.records import Row, Unit, declared_of, step_of
 from chainette.run.blame import Evidence
 from chainette.run.budget_reservation import estimated_tokens

@@ -9,10 +9,10 @@ from chainette.core.durable import Durable
 from chainette.core.plan import Plan
 from chainette.errors import InputError
 from chainette.io.rundir.changes import FLATTENED, Changes
+from chainette.io.rundir.durable_rows import rows_of_root
 from chainette.io.rundir.event_types import AnyEvent, UnitCommitted
 from chainette.io.rundir.fork import Reopen, require_kept
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.readback import rows_of_root
 from chainette.io.rundir.run_state import RunState
 from chainette.run.retried_rejections import Rejections
 from chainette.run.same_chain import taken_back

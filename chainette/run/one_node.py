@@ -19,7 +19,7 @@ from chainette.core.route import Route
 from chainette.engine.lifecycle import Engines
 from chainette.errors import DeclarationError, RowsRejected
 from chainette.hooks import Hook
-from chainette.io.inputs.roots_ahead import Root
+from chainette.io.inputs.roots import Root
 from chainette.io.rundir.live_roots import Commit, Committed, Item, Suspended
 from chainette.io.rundir.scratch import Scratch
 from chainette.io.rundir.writer import RunWriter

@@ -24,14 +24,14 @@ from chainette.errors import DamagedRun, InputError, RunDirectoryError, RunDirec
 from chainette.io.rundir.changes import FLATTENED
 from chainette.io.rundir.dependents import starts_of
 from chainette.io.rundir.directory_swap import remove_leftovers
+from chainette.io.rundir.durable_rows import ShardReader
 from chainette.io.rundir.event_log import EventLog
+from chainette.io.rundir.folder_rows import require_content
 from chainette.io.rundir.fork import Reopen, fork
 from chainette.io.rundir.logged_paths import placed_input
 from chainette.io.rundir.open import read_state, recover
 from chainette.io.rundir.origin import require_no_links
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.readback import ShardReader
-from chainette.io.rundir.reading import require_content
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.rundir.writer import Reopened, tidy

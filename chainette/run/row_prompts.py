@@ -12,11 +12,11 @@ from chainette.core.plan import Plan
 from chainette.core.plan_node import NodeKind
 from chainette.core.prompt import prompter
 from chainette.errors import TemplateError
-from chainette.io.inputs.roots_ahead import Root
+from chainette.io.inputs.roots import Root
 from chainette.io.rundir.dependents import lost_nodes
+from chainette.io.rundir.durable_rows import rows_of_root
 from chainette.io.rundir.input_records import same_input_of
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.readback import rows_of_root
 from chainette.io.rundir.row_story import read_lines
 from chainette.io.rundir.run_state import RunState
 from chainette.records import CHAIN_INPUT, Message, Row, record_of, step_of

@@ -29,7 +29,7 @@ from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.queue_values import Drain, EngineAccount
 from chainette.fleet.protocol.run_fields import RunInfo, used_fields
 from chainette.hooks import Hook
-from chainette.io.inputs.roots_ahead import Root
+from chainette.io.inputs.roots import Root
 from chainette.io.rundir.accepted_rows import has_enough, may_begin
 from chainette.io.rundir.event_types import BudgetUsed, Event
 from chainette.records import PYTHON, Outcome, Rejection, Row

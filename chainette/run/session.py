@@ -23,8 +23,7 @@ from chainette.errors import BudgetSpent, ChainetteError, InputError, RunCancell
 from chainette.hooks import Hook, Hooks
 from chainette.io.inputs.readers import InputFile
 from chainette.io.inputs.renaming import Renaming
-from chainette.io.inputs.roots import Roots
-from chainette.io.inputs.roots_ahead import Root
+from chainette.io.inputs.roots import Root, Roots
 from chainette.io.inputs.validate import InputModel
 from chainette.io.rundir.accepted_rows import has_enough, may_begin
 from chainette.io.rundir.event_types import EngineLoaded, EngineReleased, Event, RunResumed, RunStarted

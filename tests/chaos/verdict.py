@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from chainette.io.rundir.derived_files import render_files
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.publish import render_files
 from tests.chaos.site import Broken
 from tests.support.readers import rows_of
 

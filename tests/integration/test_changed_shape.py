@@ -18,15 +18,14 @@ from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged
 from chainette.hooks import Hook
 from chainette.io.rundir.changes import changes_between
-from chainette.io.rundir.event_log import read_log
 from chainette.io.rundir.event_types import Event, UnitCommitted
 from chainette.io.rundir.graph_of_plan import graph_of
-from chainette.io.rundir.replay import replay
 from chainette.io.rundir.result import RunResult
 from chainette.run.executor import resume
 from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan
 from tests.support.chains import Facts, Text, content, write_inputs
+from tests.support.replay import replay
 from tests.support.tools import crossed, some
 
 FORMATS = ("jsonl", "parquet", "csv")
@@ -263,7 +262,7 @@ def test_a_changed_shape_is_refused_untouched_and_computed_anew_as_printed(
     assert columns(again) == columns(fresh)
     assert counts(again) == counts(fresh)
     assert again.metadata["balanced"] and again.metadata["fingerprint"] == fresh.metadata["fingerprint"]
-    graph, metadata = replay(event for _, event in read_log(run / "events.jsonl"))
+    graph, metadata = replay(run / "events.jsonl")
     assert ((run / "graph.json").read_bytes(), (run / "metadata.json").read_bytes()) == (graph, metadata)
 
 

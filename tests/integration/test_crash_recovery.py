@@ -10,22 +10,21 @@ from typing import Any
 import pytest
 
 from chainette.errors import DamagedRun, DiskError, RunDirectoryError
-from chainette.io.rundir.event_log import read_log
+from chainette.io.rundir.derived_files import render_files
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.publish import render_files
-from chainette.io.rundir.replay import replay
 from chainette.io.rundir.result import RunResult
 from chainette.run.executor import resume
 from tests.support.chains import content, everything, write_inputs
 from tests.support.crash import copies
+from tests.support.replay import replay
 from tests.support.tools import many, some
 
 ROWS = 26
 
 
 def derived_files_agree(result: RunResult) -> bool:
-    graph, metadata = replay(event for _, event in read_log(result.dir / "events.jsonl"))
+    graph, metadata = replay(result.dir / "events.jsonl")
     return (result.dir / "graph.json").read_bytes() == graph and (result.dir / "metadata.json").read_bytes() == metadata
 
 

@@ -33,14 +33,13 @@ from chainette.fleet.protocol.queue_values import Claim, Drain, Lost, Turn
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.hooks import Hook
 from chainette.io.inputs.locate import open_input
-from chainette.io.inputs.roots import Roots
-from chainette.io.inputs.roots_ahead import Root
+from chainette.io.inputs.roots import Root, Roots
 from chainette.io.inputs.validate import InputModel
+from chainette.io.rundir.durable_rows import rows_of_root
 from chainette.io.rundir.event_types import RunCreated
 from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.io.rundir.open import claim_directory, create, read_state, recover
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.readback import rows_of_root
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.writer import RunWriter

@@ -16,14 +16,14 @@ from chainette.core.run_settings import Format
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged, RunDirectoryError, RunDirectoryInUse
 from chainette.io.rundir.directory_swap import finish_swap
-from chainette.io.rundir.event_log import EventLog, read_log
+from chainette.io.rundir.event_log import EventLog
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.replay import replay
 from chainette.io.rundir.result import RunResult
 from chainette.io.rundir.run_state import Status
 from chainette.run.executor import resume, retry_rejected
 from tests.support.chains import Facts, Text, Word, content, everything, write_inputs
+from tests.support.replay import replay
 
 
 class Label(BaseModel):
@@ -57,7 +57,7 @@ def inputs(tmp_path: Path) -> Path:
 
 
 def derived_files_agree(result: RunResult) -> bool:
-    graph, metadata = replay(event for _, event in read_log(result.dir / "events.jsonl"))
+    graph, metadata = replay(result.dir / "events.jsonl")
     return (result.dir / "graph.json").read_bytes() == graph and (result.dir / "metadata.json").read_bytes() == metadata
 
 

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from chainette import Chain
 from chainette.core.compile import compile_chain
 from chainette.errors import ChainetteError, DamagedRun, RunDirectoryError
+from chainette.io.rundir.derived_files import render_files
+from chainette.io.rundir.durable_rows import ShardReader
 from chainette.io.rundir.event_log import read_log
 from chainette.io.rundir.event_types import UnitCommitted
+from chainette.io.rundir.folder_rows import read_folder, require_content
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.publish import render_files
-from chainette.io.rundir.readback import ShardReader
-from chainette.io.rundir.reading import read_folder, require_content
 from chainette.run.executor import resume, retry_rejected
 from tests.support.chains import content, everything, write_inputs
 from tests.support.crash import copies

@@ -180,9 +180,9 @@ def _check_counts(scenario: Scenario, meaning: Meaning, accepted: Accepted, dire
 
 def _check_rebuild(directory: Path) -> None:
     """The derived files are those that the log implies."""
+    from chainette.io.rundir.derived_files import render_files
     from chainette.io.rundir.open import read_state
     from chainette.io.rundir.paths import RunDir
-    from chainette.io.rundir.publish import render_files
 
     state, _ = read_state(RunDir(directory))
     for name, data in render_files(state).items():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from chainette.cli.common import guarded, show_path, tell
 from chainette.cli.flags import RunDirectory
+from chainette.io.rundir.derived_files import render_files
 from chainette.io.rundir.event_log import EventLog
+from chainette.io.rundir.folder_rows import require_content
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.origin import require_no_links
 from chainette.io.rundir.paths import RunDir, publish
-from chainette.io.rundir.publish import render_files
-from chainette.io.rundir.reading import require_content
 
 __all__ = ["rebuild"]
 

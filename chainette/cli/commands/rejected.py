@@ -20,11 +20,11 @@ from chainette.cli.screen.tables import console, new_table
 from chainette.cli.signature import Only, words_of
 from chainette.core.run_settings import RECORDED, UNRECORDED, RunSettings
 from chainette.core.usercode.parameters import text_of
+from chainette.io.rundir.folder_rows import read_folder
 from chainette.io.rundir.input_records import kind_of_records, record_lines
 from chainette.io.rundir.logged_paths import chain_root_of
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.reading import read_folder
 from chainette.io.rundir.run_state import RunState
 from chainette.records import CHAIN_INPUT, Reason, record_of
 from chainette.run import executor

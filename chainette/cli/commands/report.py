@@ -16,10 +16,10 @@ from chainette.engine.price import Price, parse_price
 from chainette.errors import EngineConfigError
 from chainette.io.rundir.event_log import read_log
 from chainette.io.rundir.event_types import timestamp
+from chainette.io.rundir.folder_rows import rejection_examples
 from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.open import read_state, require_shards
 from chainette.io.rundir.paths import RunDir, publish
-from chainette.io.rundir.reading import rejection_examples
 from chainette.io.rundir.statistics import Figures, figures
 from chainette.report.page import render_page
 

@@ -14,9 +14,9 @@ from chainette.cli.flags import AsJson, RunDirectory
 from chainette.cli.screen.record import cell, field_lines
 from chainette.cli.screen.tables import console, new_table
 from chainette.errors import TemplateError
+from chainette.io.rundir.folder_rows import read_folder
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.reading import read_folder
 from chainette.utils.argument_advice import nearest
 from chainette.utils.templates import Expression
 

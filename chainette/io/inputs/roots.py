@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from chainette.io.inputs.readers import InputFile, Record
-from chainette.io.inputs.roots_ahead import Root, RootsAhead
 from chainette.io.inputs.validate import BadRecord, InputModel
 from chainette.records import CHAIN_INPUT, Read, Reason, Rejection, Row
 
-__all__ = ["Roots", "first_record"]
+__all__ = ["WAITING", "Root", "Roots", "first_record"]
+
+
+@dataclass(frozen=True)
+class Root:
+    """Slice n of the input: records n*B to n*B+B-1, where B is the batch size, unless a limit was raised."""
+
+    number: int
+    rows: list[Row]
+    bad: list[Rejection]
+    records: int
+    #: The position up to which the input was read.
+    read: Read | None = None
+
+
+#: Stands for a root that is being read.
+WAITING = Root(-1, [], [], 0)
 
 
 def first_record(root: int, starts: Sequence[tuple[int, int]], batch_size: int) -> int:
@@ -45,7 +62,7 @@ class Roots:
             InputError: the input changed, or can no longer be read.
         """
         found = self._pending(is_done)
-        return found if self._source.growing is None else RootsAhead(found)
+        return found if self._source.growing is None else _RootsAhead(found)
 
     def _pending(self, is_done: Callable[[int], bool]) -> Iterator[Root]:
         number = 0
@@ -81,3 +98,34 @@ class Roots:
         if self._folder is None or record.file is None:
             return ""
         return f"{record.file.relative_to(self._folder)}:{record.line}: "
+
+
+class _RootsAhead:
+    """Yields each root as soon as it has been read, and `WAITING` until then. Starts reading a root when it is asked for."""
+
+    def __init__(self, roots: Iterator[Root]) -> None:
+        self._roots = roots
+        self._read: list[Root | BaseException] = []
+        self._reader: threading.Thread | None = None
+
+    def __iter__(self) -> Iterator[Root]:
+        return self
+
+    def __next__(self) -> Root:
+        if self._reader is None:
+            # it may wait for a source forever, and must not keep the process from ending
+            self._reader = threading.Thread(target=self._read_one, name="input", daemon=True)
+            self._reader.start()
+        if self._reader.is_alive():
+            return WAITING
+        self._reader = None
+        found = self._read.pop()
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def _read_one(self) -> None:
+        try:
+            self._read.append(next(self._roots))
+        except BaseException as error:
+            self._read.append(error)

@@ -30,10 +30,10 @@ from chainette.io.rundir.answer_index import (
 )
 from chainette.io.rundir.event_log import read_log
 from chainette.io.rundir.event_types import RunCreated, RunResumed, UnitCommitted
+from chainette.io.rundir.folder_rows import require_whole, typed_rows
 from chainette.io.rundir.graph import Graph
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir, disk_errors, fsync_dir
-from chainette.io.rundir.reading import require_whole, typed_rows
 from chainette.io.rundir.run_state import RunState
 from chainette.records import parent_of
 from chainette.utils.private_files import make_folder, new_file

@@ -1,6 +1,6 @@
 """The event log's vocabulary: one frozen record per event, tagged by `type`.
 
-Events are facts about a run, in the order in which they became durable. `replay` folds them into
+Events are facts about a run, in the order in which they became durable. `RunState` folds them, which gives
 graph.json and metadata.json; hooks see them live; `--json-logs` prints them.
 """
 
@@ -203,7 +203,7 @@ class UnitCommitted(Event, frozen=True, tag="unit_committed"):
     root: int
     #: The engine that was asked; "" unless the step escalates.
     engine: str = ""
-    #: The unit's part; for people, replay does not need it.
+    #: The unit's part; for people, `RunState` does not need it.
     unit: str = ""
     #: Per file (`<folder>/<n>`): the span of its rows in the journal: start byte, start row, end byte, end row.
     off: dict[str, tuple[int, int, int, int]] = {}

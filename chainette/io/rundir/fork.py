@@ -19,6 +19,7 @@ from chainette.core.plan import Plan
 from chainette.errors import RunDirectoryError
 from chainette.io.rundir.dependents import lost_nodes
 from chainette.io.rundir.directory_swap import aside_of, remove_leftovers, swap
+from chainette.io.rundir.durable_rows import ShardReader, asked_engine
 from chainette.io.rundir.event_log import EventLog, encode_line, read_log
 from chainette.io.rundir.event_types import (
     AnswersDiscarded,
@@ -36,10 +37,9 @@ from chainette.io.rundir.event_types import (
     UnitRetried,
     UnitSplit,
 )
+from chainette.io.rundir.folder_rows import require_whole
 from chainette.io.rundir.origin import changed, require_no_links
 from chainette.io.rundir.paths import RunDir, disk_errors, fsync_dir
-from chainette.io.rundir.readback import ShardReader, asked_engine
-from chainette.io.rundir.reading import require_whole
 from chainette.io.rundir.reasked import Reasked
 from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.shards import Span, StreamWriter

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from chainette.core.plan import Plan
 from chainette.errors import DamagedRun, RunDirectoryError, RunDirectoryInUse
+from chainette.io.rundir.derived_files import publish_metadata
 from chainette.io.rundir.directory_swap import finish_swap, remove_leftovers
+from chainette.io.rundir.durable_rows import lines_of_root
 from chainette.io.rundir.event_log import EventLog, read_log
 from chainette.io.rundir.event_types import AnyEvent, RunCreated
 from chainette.io.rundir.origin import require_no_links, sealed
 from chainette.io.rundir.paths import RunDir, disk_errors
-from chainette.io.rundir.publish import publish_metadata
-from chainette.io.rundir.readback import lines_of_root
 from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.rundir.sealing import Sealer
 from chainette.io.rundir.shard_recovery import check_journals, cut_journals, require_size

@@ -12,8 +12,8 @@ import msgspec
 from chainette.core.answer_key import KEY_BYTES
 from chainette.core.plan import Plan
 from chainette.core.plan_node import PlanNode
+from chainette.io.rundir.durable_rows import ShardReader
 from chainette.io.rundir.event_types import UnitCommitted
-from chainette.io.rundir.readback import ShardReader
 from chainette.io.tables.row_lines import parse_earlier
 from chainette.records import Earlier, Reason, parent_of
 

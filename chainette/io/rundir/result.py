@@ -16,10 +16,10 @@ import msgspec
 from chainette.engine.price import Cost
 from chainette.errors import RunDirectoryError
 from chainette.io.rundir.card import CardConfig, render_card, shards_digest
+from chainette.io.rundir.folder_rows import accepted_only, shard_schema_of, typed_rows
 from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir, publish
-from chainette.io.rundir.reading import accepted_only, shard_schema_of, typed_rows
 from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.tables.row_lines import parse_output
 from chainette.records import Source, row_order

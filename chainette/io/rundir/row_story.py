@@ -12,10 +12,10 @@ from chainette.errors import InputError, RunDirectoryError, RunError
 from chainette.io.rundir.changes import FLATTENED
 from chainette.io.rundir.event_log import read_log
 from chainette.io.rundir.event_types import AnyEvent, UnitCommitted
+from chainette.io.rundir.folder_rows import read_span
 from chainette.io.rundir.input_records import fields_of, record_at
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.reading import read_span
 from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.versions import version_numbers
 from chainette.records import CHAIN_INPUT, declared_of, owner_of, record_of, row_order

@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import closing
 
 from chainette.errors import RunDirectoryError
+from chainette.io.rundir.derived_files import publish_metadata
 from chainette.io.rundir.directory_swap import aside_of, remove_leftovers, swap
 from chainette.io.rundir.event_log import EventLog
 from chainette.io.rundir.open import read_created, read_state
 from chainette.io.rundir.origin import require_no_links
 from chainette.io.rundir.paths import RunDir, disk_errors
-from chainette.io.rundir.publish import publish_metadata
 from chainette.io.rundir.versions import keep_versions, link_tree, version_numbers
 
 __all__ = ["rollback"]

@@ -24,6 +24,8 @@ from chainette.errors import NotFinished, RunStopped
 from chainette.io.rundir.accepted_rows import AcceptedRows
 from chainette.io.rundir.changes import different_models
 from chainette.io.rundir.dependents import starts_of
+from chainette.io.rundir.derived_files import publish_metadata
+from chainette.io.rundir.durable_rows import rows_of_root
 from chainette.io.rundir.event_log import EventLog
 from chainette.io.rundir.event_types import (
     Charged,
@@ -36,11 +38,9 @@ from chainette.io.rundir.event_types import (
     RunPaused,
     UnitCommitted,
 )
+from chainette.io.rundir.folder_rows import require_whole
 from chainette.io.rundir.live_roots import Admitted, Commit, Committed, InOrder, Item, LiveRoots, Suspended
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.publish import publish_metadata
-from chainette.io.rundir.readback import rows_of_root
-from chainette.io.rundir.reading import require_whole
 from chainette.io.rundir.run_state import RunState, Status
 from chainette.io.rundir.sealing import Sealer
 from chainette.io.rundir.shards import Span, StreamWriter

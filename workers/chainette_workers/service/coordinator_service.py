@@ -19,10 +19,10 @@ from chainette.fleet.protocol.queue_values import Lost
 from chainette.fleet.redis.connect import is_passing
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Role
-from chainette.io.inputs.roots_ahead import Root
+from chainette.io.inputs.roots import Root
+from chainette.io.rundir.durable_rows import rows_of_root
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.readback import rows_of_root
 from chainette.io.rundir.run_state import RunState
 from chainette.run.coordinator import Coordinator, read_for_live_roots
 from chainette.run.observed_run import Observed, observe

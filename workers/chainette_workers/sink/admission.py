@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from chainette.io.inputs.roots_ahead import Root
+from chainette.io.inputs.roots import Root
 from chainette.io.inputs.same_input import require_same_input
 from chainette.run.coordinator import Coordinator, read_for_live_roots
 from chainette.run.session import Session, roots_of

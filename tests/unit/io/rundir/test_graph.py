@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from chainette.core.compile import compile_chain
+from chainette.io.rundir.derived_files import pretty
 from chainette.io.rundir.graph import Graph, GraphFork, GraphNode
 from chainette.io.rundir.graph_of_plan import graph_of
-from chainette.io.rundir.replay import pretty
 from tests.support.chains import everything
 from tests.support.fleet import forked
 

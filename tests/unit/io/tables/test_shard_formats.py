@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, Json, computed_field
 
 from chainette.errors import DamagedRun, DiskError
-from chainette.io.rundir.reading import cells_of
+from chainette.io.rundir.folder_rows import cells_of
 from chainette.io.tables import shard_formats
 from chainette.io.tables.columns import arrow_schema, flattened_columns, step_columns
 from chainette.io.tables.shard_formats import read_rows, seal_csv, seal_parquet, sealing_fault

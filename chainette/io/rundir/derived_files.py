@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
+
+import msgspec
 
 from chainette.io.rundir.card import CardConfig, render_card, shards_digest
 from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.paths import RunDir, publish_all
-from chainette.io.rundir.replay import pretty
 from chainette.io.rundir.run_state import RunState
 from chainette.io.tables.features import columns_of
 from chainette.io.tables.schema_file import schema_file
 
-__all__ = ["publish_metadata", "render_files"]
+__all__ = ["pretty", "publish_metadata", "render_files"]
 
 
 def publish_metadata(directory: RunDir, state: RunState) -> None:
@@ -63,3 +65,8 @@ def _config(state: RunState, folder: str, description: str) -> CardConfig:
         ends = {number: end for number, end in ends.items() if number in state.shards.sealed.get(folder, {})}
     digest = shards_digest(state.run.run_id, folder, ends)
     return CardConfig(folder, folder, sum(rows for _, rows in ends.values()), digest, description, features)
+
+
+def pretty(value: Any) -> bytes:
+    """JSON for people."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

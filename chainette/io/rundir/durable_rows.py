@@ -18,8 +18,8 @@ from chainette.core.plan_node import PlanNode
 from chainette.errors import DamagedRun
 from chainette.io.rundir.event_log import read_log
 from chainette.io.rundir.event_types import UnitCommitted
+from chainette.io.rundir.folder_rows import cells_of
 from chainette.io.rundir.paths import RunDir
-from chainette.io.rundir.reading import cells_of
 from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.shards import Span
 from chainette.io.tables.row_lines import parse_earlier, parse_output
