@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from time import monotonic
 
 import anyio
@@ -103,6 +104,30 @@ class UnitResult:
         stopped = [rejection.row_id for rejection in outcome.rejected]
         effects = advance(self.plan, unit, rows, self.node.next, stopped, onward)
         return msgspec.structs.replace(outcome, effects=effects)
+
+    def give_back(self, outcome: Outcome) -> None:
+        """The outcome was refused: the next one has its usage."""
+        self.usage += outcome.usage
+        self.shared += outcome.shared
+
+    def take_less(self, outcome: Outcome, unit: Unit, others: Sequence[Row]) -> Outcome:
+        """The outcome of the rows of `unit` alone, out of one that was given back; the `others` wait to be taken again."""
+        part = UnitResult(self.plan, self.node, self.hook, self.usage, shared=self.shared)
+        self.usage, self.shared = Usage(), 0
+        part._put_back(outcome, unit.rows)
+        if others:
+            self._put_back(outcome, others)
+            self.since = -inf  # they have waited long enough
+        return part.take(unit)
+
+    def _put_back(self, outcome: Outcome, rows: Sequence[Row]) -> None:
+        left = {row.row_id: row for row in rows}
+        owned = ((owner_of(output.row_id, left), output) for output in outcome.outputs)
+        self._outputs += [(left[owner], output) for owner, output in owned if owner is not None]
+        self._rejected += [rejection for rejection in outcome.rejected if rejection.row_id in left]
+        self._dropped += [row_id for row_id in outcome.dropped if row_id in left]
+        onward = ((left[row_id], earlier) for row_id, earlier in outcome.escalated.items() if row_id in left)
+        self._escalated += [msgspec.structs.replace(row, earlier=earlier) for row, earlier in onward]
 
     async def take_stored(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Finishes the rows whose outputs an earlier run has under their keys; returns the others."""

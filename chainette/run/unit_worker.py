@@ -324,12 +324,11 @@ class Worker(ABC):
         async with held.sending:
             if held.unanswered is not None:
                 await self._send(held)
-            if held.result is None or held.lost:
-                return
-            rows = held.result.finished()
-            if rows:
+            while held.result is not None and not held.lost and (rows := held.result.finished()):
                 outcome = held.result.take(held.claim.piece(rows))
                 await self.commit(held, outcome, rows if len(rows) < len(held.claim.unit.rows) else None)
+                if held.result.age() < _PART:
+                    return
 
     async def commit(self, held: HeldUnit, outcome: Outcome, rows: Collection[str] | None = None) -> None:
         """Hands over the outcome of these rows, or of all that are left.
@@ -347,7 +346,7 @@ class Worker(ABC):
             # a call whose reply was lost may have committed the end of the unit, which the queue does not remember
             may_be_in = sending.tries > 1 and held.claim.rest(rows) is None
             if not is_in and held.unanswered is None and held.result is not None and not may_be_in:
-                held.result.usage += outcome.usage  # refused: discarded with the rest
+                held.result.give_back(outcome)  # discarded with the rest, unless the rows are committed in smaller parts
         held.hook.on_stage(held.claim.unit.node, Stage.COMMIT, monotonic() - began)
 
     async def _send(self, held: HeldUnit) -> bool:

@@ -1,19 +1,27 @@
-"""Outcomes too large to travel with their commit are staged before; those that no queue takes are cut, and at last rejected."""
+"""Outcomes too large to travel with their commit are staged before; those no queue takes are committed in smaller parts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+from chainette import Chain, Step
+from chainette.core.compile import compile_chain
+from chainette.engine.base import Request
 from chainette.fleet.protocol.messages import BadMessage, Result, TooLarge
 from chainette.fleet.protocol.queue_values import AdmissionResult, Claim
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.records import Reason, encode
+from tests.support.chains import Text, Word
 from tests.support.fleet import QueueRun, forked, opened, snapshot, straight, work
 from tests.support.proxy import FaultProxy
+from tests.support.scripted import Script, row_of, scripted
 from tests.support.valkey import Database, connect
 
 
@@ -209,3 +217,56 @@ def test_only_the_row_that_is_too_large_is_rejected(database: Database) -> None:
         rows = sorted(output.row_id for result in results if result.node == "second" for output in result.outputs)
         assert rows == ["0", "2", "3"]
         assert run.queue.progress(run.keys).live == set() and not run.queue.progress(run.keys).damaged
+
+
+def long_answers(at: str | None) -> Callable[[Request], str]:
+    """Answers of which that of one row (None: each) has 30,000 letters."""
+    return lambda request: json.dumps({"word": "b" * 30_000 if at in (None, row_of(request)) else "a"})
+
+
+def two_steps() -> Chain:
+    steps = [
+        Step(id=name, output_model=Word, engine_name="llm", user_prompt="{{chain_input.text}}") for name in ("first", "second")
+    ]
+    return Chain(name="two", batch_size=64, steps=steps, input_model=Text)
+
+
+def asks(script: Script) -> Counter[str]:
+    """Step -> its requests."""
+    return Counter(request.label.split("/")[0] for request in script.requests)
+
+
+@pytest.mark.parametrize("at", ["0", "5", "63"])
+def test_the_neighbours_of_a_row_that_is_too_large_are_asked_and_paid_once(database: Database, at: str) -> None:
+    with scripted(llm=long_answers(at)) as scripts, opened(database.client, compile_chain(two_steps())) as run:
+        database.client.hset(run.keys.state, "batch_size", 64)
+        run.admit(["a"] * 64)
+        work(run, lambda: not any(run.client.scan_iter("rq:job:*")), FleetQueue(database.client, max_commit=25_000))
+        while run.drain():
+            pass
+        results = [entry.message for entry in run.entries if isinstance(entry.message, Result)]
+        assert [(found.row_id, found.reason) for result in results for found in result.rejected] == [(at, Reason.TOO_LARGE)]
+        for step, rows in (("first", 64), ("second", 63)):
+            own = [result for result in results if result.node == step]
+            assert sum(result.usage.requests for result in own) == asks(scripts["llm"])[step] == rows
+            assert sum(result.taken for result in own) == rows
+        assert run.entries[-1].done and not run.queue.progress(run.keys).damaged
+
+
+def test_rows_that_are_too_large_together_are_all_kept_and_asked_once(database: Database) -> None:
+    with scripted(llm=long_answers(None)) as scripts, opened(database.client, compile_chain(two_steps())) as run:
+        database.client.hset(run.keys.state, "batch_size", 64)
+        run.admit(["a"] * 64)
+        work(run, lambda: not any(run.client.scan_iter("rq:job:*")), FleetQueue(database.client, max_commit=300_000))
+        while run.drain():
+            pass
+        results = [entry.message for entry in run.entries if isinstance(entry.message, Result)]
+        assert asks(scripts["llm"]) == {"first": 64, "second": 64}
+        assert not any(result.rejected for result in results) and run.entries[-1].done
+
+
+def test_a_local_run_takes_such_a_row_and_asks_each_once(tmp_path: Path) -> None:
+    with scripted(llm=long_answers("5")) as scripts:
+        result = two_steps().run([Text(text="a")] * 64, tmp_path / "out")
+    assert asks(scripts["llm"]) == {"first": 64, "second": 64}
+    assert len([*result.rows("second")]) == 64

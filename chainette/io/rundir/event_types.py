@@ -300,7 +300,7 @@ class RowsTakenBack(Event, frozen=True, tag="rows_taken_back"):
 
 
 class UnitSplit(Event, frozen=True, tag="unit_split"):
-    """A unit that killed workers, or whose outcome was too large, was cut in two."""
+    """A unit that killed workers was cut in two."""
 
     node: str
     root: int

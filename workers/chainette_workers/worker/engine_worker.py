@@ -313,7 +313,7 @@ class EngineWorker(Worker):
 
     async def work_on(self, held: HeldUnit) -> None:
         if held.claim.turn is Turn.MEND:
-            await self._divide(held, poisoned, "the processes that took it died")
+            await self._divide(held)
             return
         try:
             await super().work_on(held)
@@ -404,22 +404,35 @@ class EngineWorker(Worker):
         try:
             await super().commit(held, outcome, rows)
         except TooLarge as error:
-            await self._divide(held, partial(too_large, message=str(error)), str(error))
+            await self._commit_less(held, outcome, held.claim.piece(rows), str(error))
         except redis.ResponseError as error:
             await self._bury(held, f"Redis refuses its commit: {error}")
 
-    async def _divide(self, held: HeldUnit, reject: Callable[[Plan, Unit], Outcome], why: str) -> None:
-        """A unit that cannot be done as a whole: cut in two, or its one row rejected."""
+    async def _commit_less(self, held: HeldUnit, outcome: Outcome, unit: Unit, why: str) -> None:
+        """Commits the first half of rows that are too large together; the others are the next part. A row that is too large
+        by itself is rejected."""
+        if held.result is None:  # a join has no parts
+            await self._bury(held, why)
+            return
+        size = max(1, len(unit.rows) // 2)
+        rows = {row.row_id for row in unit.rows[:size]}
+        part = held.result.take_less(outcome, held.claim.piece(rows), unit.rows[size:])
+        if len(unit.rows) == 1:
+            part = msgspec.structs.replace(too_large(held.plan, unit, why), usage=part.usage, shared=part.shared)
+        await self.commit(held, part, rows)
+
+    async def _divide(self, held: HeldUnit) -> None:
+        """A unit whose workers died: cut in two, or its one row rejected."""
         plan, claim = held.plan, held.claim
         if claim.unit.node in plan.forks:
-            await self._bury(held, why)
+            await self._bury(held, "the processes that took it died")
         elif len(claim.unit.rows) > 1:
             if await insist(lambda: self.queue.split(claim, self.incarnation, plan)):
                 event = UnitSplit(node=claim.unit.node, root=claim.unit.root, unit=claim.unit.part)
                 await insist(lambda: self.queue.note(claim.run, event))
             held.lose()
         else:
-            await self.commit(held, reject(plan, claim.piece()))
+            await self.commit(held, poisoned(plan, claim.piece()))
 
     async def _bury(self, held: HeldUnit, reason: str) -> None:
         claim = held.claim
