@@ -12,11 +12,12 @@ from chainette_workers.service.coordinator_service import CoordinatorDuty
 from chainette_workers.service.service import Places, serve
 from rich.text import Text
 
-from chainette.cli.common import command_line, for_scripts, tell, warn
+from chainette.cli.command_errors import warn
 from chainette.cli.drive_flags import FleetDriveFlags
 from chainette.cli.exit_codes import INTERRUPTED, exit_code_of
 from chainette.cli.flag_bundles import Task
 from chainette.cli.launch import load_plan
+from chainette.cli.printing import command_line, for_scripts, tell
 from chainette.cli.screen.fleet_screen import RunView, watch
 from chainette.cli.screen.summary import summary_lines
 from chainette.cli.screen.tables import console, counts_table

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from chainette.cli.common import command_line
+from chainette.cli.printing import command_line
 from chainette.errors import ChainetteError, RunError
 from chainette.io.rundir.metadata import metadata_of
 from chainette.io.rundir.open import read_state

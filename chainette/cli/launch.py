@@ -17,10 +17,11 @@ from types import FrameType
 
 import typer
 
-from chainette.cli.common import command_line, is_terminal, show_error, show_path, silence_stdout, tell, warn
+from chainette.cli.command_errors import show_error, warn
 from chainette.cli.directory_status import can_go_on
 from chainette.cli.exit_codes import INTERRUPTED, exit_code_of
 from chainette.cli.flag_bundles import Task, Telling
+from chainette.cli.printing import command_line, is_terminal, show_path, silence_stdout, tell
 from chainette.cli.screen.plain import JsonLines, Plain, QuietReporter, Reporter, line_writer
 from chainette.cli.screen.tokens import Tokens, text_writer
 from chainette.core.plan import Plan

@@ -6,8 +6,9 @@ from typing import Any
 
 import typer
 
-from chainette.cli.common import guarded, print_json
+from chainette.cli.command_errors import guarded
 from chainette.cli.flags import AsJson
+from chainette.cli.printing import print_json
 from chainette.cli.project_file import FILE, KEYS
 from chainette.cli.screen.record import cell
 from chainette.cli.screen.tables import console, new_table

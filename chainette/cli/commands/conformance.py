@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from chainette.cli.command_errors import guarded
 from chainette.cli.commands.warmup import chosen, registry_with
-from chainette.cli.common import guarded, print_json, tell
 from chainette.cli.flags import AsJson, ChainRoot, Declaring, EngineFile, OneEngine, Settings
+from chainette.cli.printing import print_json, tell
 from chainette.conformance.case import CaseOutcome, Verdict
 from chainette.conformance.examination import examine
 from chainette.utils.event_loop import run_loop

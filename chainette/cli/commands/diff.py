@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from chainette.cli.common import guarded, print_json
+from chainette.cli.command_errors import guarded
 from chainette.cli.flags import AsJson
+from chainette.cli.printing import print_json
 from chainette.cli.screen.record import cell, indented
 from chainette.cli.screen.tables import console, new_table
 from chainette.io.rundir.comparison import ChangedRow, Comparison, compare

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from chainette.cli.common import guarded, print_json
+from chainette.cli.command_errors import guarded
 from chainette.cli.flags import AsJson, ChainRoot, EngineFile, Settings
 from chainette.cli.launch import load_plan
+from chainette.cli.printing import print_json
 from chainette.cli.screen.tables import console, new_table
 from chainette.core.run_settings import RunSettings
 from chainette.engine.backends import backend_class, backend_names, maker_of

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from chainette.cli.command_errors import guarded
 from chainette.cli.commands.run import StreamWriter
-from chainette.cli.common import guarded
 from chainette.cli.drive_flags import FleetDriveFlags
 from chainette.cli.flag_bundles import Task, Telling
 from chainette.cli.signature import Hidden

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from chainette.cli.common import guarded, tell
+from chainette.cli.command_errors import guarded
 from chainette.cli.flags import RunDirectory
+from chainette.cli.printing import tell
 from chainette.io.rundir.result import open_run
 from chainette.io.tables.exported_files import ExportFormat
 from chainette.utils.plurals import counted

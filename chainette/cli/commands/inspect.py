@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from chainette.cli.common import guarded, print_json, show_path, tell, warn
+from chainette.cli.command_errors import guarded, warn
 from chainette.cli.flags import AsJson, ChainRef, ChainRoot, Settings
 from chainette.cli.launch import load_plan
+from chainette.cli.printing import print_json, show_path, tell
 from chainette.cli.screen.tables import console, new_table
 from chainette.cli.screen.tree import draw
 from chainette.cli.signature import Only

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from chainette.cli.common import command_line, guarded, print_json
+from chainette.cli.command_errors import guarded
 from chainette.cli.directory_status import is_working, standing
 from chainette.cli.flags import AsJson
+from chainette.cli.printing import command_line, print_json
 from chainette.cli.screen.tables import console, new_table
 from chainette.errors import ChainetteError
 from chainette.io.rundir.metadata import metadata_of

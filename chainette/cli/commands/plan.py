@@ -13,10 +13,11 @@ import anyio
 import msgspec
 import typer
 
-from chainette.cli.common import command_line, guarded, print_json, warn
+from chainette.cli.command_errors import guarded, warn
 from chainette.cli.flag_bundles import Task
 from chainette.cli.flags import AsJson, Select
 from chainette.cli.launch import load_plan
+from chainette.cli.printing import command_line, print_json
 from chainette.cli.screen.tables import console, new_table
 from chainette.cli.signature import Hidden, Only
 from chainette.core.run_settings import RunSettings

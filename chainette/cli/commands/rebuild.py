@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from chainette.cli.common import guarded, show_path, tell
+from chainette.cli.command_errors import guarded
 from chainette.cli.flags import RunDirectory
+from chainette.cli.printing import show_path, tell
 from chainette.io.rundir.derived_files import render_files
 from chainette.io.rundir.event_log import EventLog
 from chainette.io.rundir.folder_rows import require_content

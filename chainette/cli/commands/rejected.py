@@ -12,10 +12,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from chainette.cli.common import command_line, for_scripts, guarded, is_terminal, print_json, tell
+from chainette.cli.command_errors import guarded
 from chainette.cli.flag_bundles import Telling
 from chainette.cli.flags import AsJson, RunDirectory, Yes
 from chainette.cli.launch import launch, require_trust
+from chainette.cli.printing import command_line, for_scripts, is_terminal, print_json, tell
 from chainette.cli.screen.tables import console, new_table
 from chainette.cli.signature import Only, words_of
 from chainette.core.run_settings import RECORDED, UNRECORDED, RunSettings

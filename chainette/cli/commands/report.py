@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from chainette.cli.common import guarded, show_path, tell
+from chainette.cli.command_errors import guarded
 from chainette.cli.directory_status import is_working
 from chainette.cli.flags import RunDirectory
+from chainette.cli.printing import show_path, tell
 from chainette.cli.screen.summary import plan_line
 from chainette.engine.price import Price, parse_price
 from chainette.errors import EngineConfigError

@@ -10,13 +10,14 @@ from typing import Annotated
 import msgspec
 import typer
 
-from chainette.cli.common import command_line, guarded, tell, warn
+from chainette.cli.command_errors import guarded, warn
 from chainette.cli.directory_status import can_go_on, is_working
 from chainette.cli.drive_flags import ResumedDriveFlags, over_redis, reached
 from chainette.cli.flag_bundles import Telling
 from chainette.cli.flags import RunDirectory, Select, Settings, Yes
 from chainette.cli.launch import launch, require_trust, texts_of
 from chainette.cli.option_advice import advice_on
+from chainette.cli.printing import command_line, tell
 from chainette.cli.signature import Only, fixed_flags, words_of
 from chainette.core.run_settings import RESUMABLE, RunSettings
 from chainette.errors import Problem, RedisUnavailable, RunError

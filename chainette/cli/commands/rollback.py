@@ -6,9 +6,10 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from chainette.cli.common import guarded, tell
+from chainette.cli.command_errors import guarded
 from chainette.cli.directory_status import summary_line, version_lines
 from chainette.cli.flags import RunDirectory
+from chainette.cli.printing import tell
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.version_swap import rollback as go_back
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from chainette.cli.common import guarded, print_json
+from chainette.cli.command_errors import guarded
 from chainette.cli.flags import AsJson, RunDirectory
+from chainette.cli.printing import print_json
 from chainette.cli.screen.record import cell, field_lines
 from chainette.cli.screen.tables import console, new_table
 from chainette.errors import TemplateError

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from chainette.cli.common import guarded
+from chainette.cli.command_errors import guarded
 from chainette.cli.drive_flags import DriveFlags
 from chainette.cli.flag_bundles import Task, Telling
 from chainette.core.run_settings import RunSettings

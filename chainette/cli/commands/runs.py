@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from chainette.cli.common import guarded, print_json, tell
+from chainette.cli.command_errors import guarded
 from chainette.cli.flags import AsJson, RedisUrl
 from chainette.cli.fleet_json import run_json
+from chainette.cli.printing import print_json, tell
 from chainette.cli.screen.tables import console, new_table
 from chainette.errors import RunError
 from chainette.fleet.process_records import end, recorded

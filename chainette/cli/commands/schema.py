@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from chainette.cli.common import guarded, tell
+from chainette.cli.command_errors import guarded
+from chainette.cli.printing import tell
 from chainette.core.document.editor_schema import editor_schema
 
 __all__ = ["schema"]

@@ -16,7 +16,7 @@ from chainette_workers.service.coordinator_service import CoordinatorDuty
 from chainette_workers.service.service import Duty, Places, serve
 from chainette_workers.service.sink_service import SinkDuty
 
-from chainette.cli.common import guarded
+from chainette.cli.command_errors import guarded
 from chainette.cli.flags import ChainModules, ChainRoot, InputsRoot, MetricsFlags, Offers, RedisUrl, RunsRoot
 from chainette.core.usercode.parameters import settings_of
 from chainette.fleet.redis.connect import chosen_url, shown

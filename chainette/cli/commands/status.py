@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from chainette.cli.common import command_line, guarded, print_json, tell
+from chainette.cli.command_errors import guarded
 from chainette.cli.directory_status import is_working, standing, version_lines
 from chainette.cli.flags import AsJson, RedisUrl
 from chainette.cli.fleet_json import fleet_json, run_json
+from chainette.cli.printing import command_line, print_json, tell
 from chainette.cli.screen.fleet_screen import FleetView, RunView, watch
 from chainette.cli.screen.summary import (
     accept_lines,

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from chainette.cli.common import guarded, tell
+from chainette.cli.command_errors import guarded
+from chainette.cli.printing import tell
 from chainette.errors import RunError
 from chainette.fleet.server.embedded import EmbeddedServer
 

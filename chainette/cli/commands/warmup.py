@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from chainette.cli.common import guarded, print_json, tell
+from chainette.cli.command_errors import guarded
 from chainette.cli.flags import AsJson, ChainRoot, Declaring, EngineFile, OneEngine, Settings
 from chainette.cli.launch import texts_of
+from chainette.cli.printing import print_json, tell
 from chainette.core.usercode.loading import load_chain
 from chainette.core.usercode.parameters import given
 from chainette.engine.base import Finish

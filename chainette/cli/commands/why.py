@@ -10,9 +10,10 @@ import msgspec
 import typer
 from rich.console import Console
 
-from chainette.cli.common import guarded, print_json, show_path
+from chainette.cli.command_errors import guarded
 from chainette.cli.flags import AsJson, RunDirectory, Yes
 from chainette.cli.launch import require_trust
+from chainette.cli.printing import print_json, show_path
 from chainette.cli.screen.record import field_lines, indented
 from chainette.cli.screen.tables import console
 from chainette.io.rundir.paths import RunDir

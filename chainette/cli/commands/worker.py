@@ -17,7 +17,7 @@ from chainette_workers.worker.configuration import WorkerConfig
 from chainette_workers.worker.gpus import CUDA_DEVICES, chosen
 from chainette_workers.worker.standalone import serve
 
-from chainette.cli.common import guarded
+from chainette.cli.command_errors import guarded
 from chainette.cli.flags import ChainModules, ChainRoot, EngineFile, MetricsFlags, Offers, RedisUrl
 from chainette.core.usercode.parameters import settings_of
 from chainette.fleet.redis.connect import connect

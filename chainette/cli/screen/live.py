@@ -10,7 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.text import Text
 
-from chainette.cli.common import show_path
+from chainette.cli.printing import show_path
 from chainette.cli.screen.plain import Reporter
 from chainette.cli.screen.summary import summary_lines
 from chainette.cli.screen.tables import counts_table

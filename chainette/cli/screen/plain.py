@@ -14,7 +14,7 @@ from typing import Self
 
 import msgspec
 
-from chainette.cli.common import for_scripts, show_path
+from chainette.cli.printing import for_scripts, show_path
 from chainette.cli.screen.summary import summary_lines
 from chainette.engine.base import Completion, Request
 from chainette.hooks import Hook

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from chainette.cli.common import command_line
+from chainette.cli.printing import command_line
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status
 from chainette.records import CHAIN_INPUT

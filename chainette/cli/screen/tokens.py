@@ -9,7 +9,7 @@ from types import TracebackType
 
 import typer
 
-from chainette.cli.common import is_terminal
+from chainette.cli.printing import is_terminal
 from chainette.cli.screen.plain import Plain
 from chainette.core.streaming import Asked, Dropped, Finished, Joined, Passed, Piece, StreamEvent, Unusable
 from chainette.records import Rejection

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from chainette.cli.common import guarded
+from chainette.cli.command_errors import guarded
 from chainette.cli.flag_bundles import Telling
 from chainette.cli.signature import Hidden, Only, words_of
 from chainette.core.run_settings import FLAGS, RunSettings

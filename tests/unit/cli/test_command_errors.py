@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from chainette.cli.common import command_line, error_lines, guarded, show_path
+from chainette.cli.command_errors import error_lines, guarded
 from chainette.errors import DiskError, InputError, Place, PlanError, Problem
 
 
@@ -80,16 +80,6 @@ def test_a_command_gets_debug_only_where_it_asks_for_it() -> None:
     asks(debug=True)
     does_not(debug=True)
     assert seen == [True, False]
-
-
-def test_commands_are_quoted_for_a_shell() -> None:
-    assert command_line("resume", Path("runs/a b")) == "chainette resume 'runs/a b'"
-
-
-def test_paths_below_the_current_folder_are_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert show_path(tmp_path / "a/b.py") == "a/b.py"
-    assert show_path("/usr/x.py") == "/usr/x.py"
 
 
 def test_an_error_names_a_path_below_the_current_folder_as_a_user_types_it(

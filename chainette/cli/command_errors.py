@@ -1,46 +1,29 @@
-"""Shared by all commands: errors and exit codes, paths for people.
+"""The errors of commands: `guarded` turns each into a message on stderr and an exit code.
 
-`guarded` is the boundary: no exception leaves a command as a traceback unless the user passes --debug. Everything printed
-for people goes through `tell` or `console` (`screen/tables.py`), which escape control characters; JSON goes through
-`visible_json`.
+No exception leaves a command as a traceback unless the user passes --debug.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import os
 import re
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import typer
 
 from chainette.cli.exit_codes import INTERRUPTED
 from chainette.cli.flags import Debug
+from chainette.cli.printing import show_path, silence_stdout, tell
 from chainette.cli.signature import Flags
 from chainette.errors import ChainetteError, PlanError, Problem
-from chainette.utils.terminal_text import visible, visible_json
+from chainette.utils.terminal_text import visible
 
-__all__ = [
-    "command_line",
-    "error_lines",
-    "for_scripts",
-    "guarded",
-    "is_terminal",
-    "print_json",
-    "problem_line",
-    "show_error",
-    "show_path",
-    "silence_stdout",
-    "tell",
-    "warn",
-]
+__all__ = ["error_lines", "guarded", "problem_line", "show_error", "warn"]
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -86,22 +69,6 @@ def show_error(error: Exception, *, debug: bool) -> int:
     return error.exit_code if isinstance(error, ChainetteError) else 1
 
 
-def tell(text: str, *, fg: str | None = None, err: bool = False) -> None:
-    """Prints text with its control characters escaped."""
-    typer.secho(visible(text), fg=fg, err=err)
-
-
-def print_json(values: Iterable[Any]) -> None:
-    """Prints each value whole, one JSON document per line."""
-    for value in values:
-        typer.echo(visible_json(msgspec.json.encode(value).decode()))
-
-
-def for_scripts(text: str | Path) -> str:
-    """A path or a line that a script may read: exact, except on a terminal."""
-    return visible(str(text)) if is_terminal() else str(text)
-
-
 def error_lines(error: Exception) -> list[str]:
     """The error as the user reads it: its message, or one line per problem of a chain."""
     if isinstance(error, PlanError):
@@ -134,28 +101,3 @@ def warn(problems: Iterable[Problem]) -> None:
     """Prints a check's warnings to stderr."""
     for problem in problems:
         tell(f"warning: {problem_line(problem)}", fg="yellow", err=True)
-
-
-def silence_stdout() -> None:
-    """Discards all further output: nobody reads the pipe."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def command_line(*words: str | os.PathLike[str]) -> str:
-    """`chainette ...`, quoted for a shell."""
-    return shlex.join(["chainette", *map(str, words)])
-
-
-def show_path(path: str | Path) -> str:
-    """The path relative to the current folder, if it is inside it and that folder still exists."""
-    path = Path(path)
-    try:
-        here = Path.cwd()
-    except OSError:
-        return str(path)
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-
-def is_terminal() -> bool:
-    """Whether stdout is a terminal."""
-    return sys.stdout.isatty()
