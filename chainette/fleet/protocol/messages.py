@@ -65,10 +65,16 @@ class Aside(msgspec.Struct, frozen=True):
 
 
 class TooLarge(ChainetteError):
-    """One admission or commit has more bytes than the queue takes; it had no effect."""
+    """One admission or commit has more bytes than the queue takes; it had no effect.
 
-    def __init__(self, what: str, found: int, most: int) -> None:
-        super().__init__(f"{what}: {found:,} bytes with its successors; a queue takes {most:,} at once")
+    Only an admission has `rows`, those of its root: it cannot go in parts.
+    """
+
+    def __init__(self, what: str, found: int, most: int, rows: int = 0) -> None:
+        fitting = rows * most // found
+        smaller = f"; or begin a new run with `--batch-size {1 << fitting.bit_length() - 1}`" if fitting else ""
+        advice = f". `chainette resume DIR --local` goes on without a queue{smaller}" if rows else ""
+        super().__init__(f"{what}: {found:,} bytes with its successors; a queue takes {most:,} at once{advice}")
 
 
 class RootRecord(msgspec.Struct, frozen=True, array_like=True):

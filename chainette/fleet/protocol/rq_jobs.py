@@ -249,15 +249,15 @@ def halves(unit: Unit) -> list[Unit]:
     return [Unit(unit.node, unit.root, unit.part + mark, unit.scope, rows) for mark, rows in parts]
 
 
-def require_size(what: str, most: int, first: bytes, effects: dict[str, Any]) -> None:
-    """Checks the size of one admission or commit.
+def require_size(what: str, most: int, first: bytes, effects: dict[str, Any], rows: int = 0) -> None:
+    """Checks the size of one commit, or of the admission of a root with these `rows`.
 
     Raises:
         TooLarge: it has more bytes than `most`.
     """
     found = len(first) + sum(_weights(effects))
     if found > most:
-        raise TooLarge(what, found, most)
+        raise TooLarge(what, found, most, rows)
 
 
 def _weights(value: Any) -> Iterator[int]:

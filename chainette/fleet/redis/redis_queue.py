@@ -178,7 +178,8 @@ class FleetQueue(LeasedQueue):
         rows = self._seal(keys, Purpose.ROOT, str(root), encode(record))
         plain = wire_effects(keys, plan, root, effects, self._seals, token)
         admission = self._seal(keys, Purpose.ENTRY, f"{root}\0{token}", encode(Admission(bad)))
-        require_size(f"root {root} of {counted(len(record.rows), 'row')}", self._max_commit, rows, plain)
+        root_words = f"root {root} of {counted(len(record.rows), 'row')}"
+        require_size(root_words, self._max_commit, rows, plain, len(record.rows))
         reply = self._call(
             "admit",
             run=keys.run,
