@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,28 +73,29 @@ def _admit(board: Board, run_id: str, redis: str | None, places: Places, *, quie
 
     Raises:
         typer.Exit: Ctrl-C.
+        RunError: Redis does not answer the coordinator at the start.
     """
     stopping = threading.Event()
     duty = CoordinatorDuty(places)
-    thread = threading.Thread(target=serve, args=(redis, duty, stopping, run_id), name="coordinator")
-    thread.start()
-    try:
-        _watch(board, run_id, quiet=quiet)
-    except KeyboardInterrupt:
-        tell("interrupted; rows already admitted go on", fg="red", err=True)
-        tell(f"admit the rest: chainette coordinator; give it up: {command_line('cancel', run_id)}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        stopping.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as side:
+        serving = side.submit(serve, redis, duty, stopping, run_id)
+        try:
+            _watch(board, run_id, serving.done, quiet=quiet)
+        except KeyboardInterrupt:
+            tell("interrupted; rows already admitted go on", fg="red", err=True)
+            tell(f"admit the rest: chainette coordinator; give it up: {command_line('cancel', run_id)}", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        finally:
+            stopping.set()
+        serving.result()
 
 
-def _watch(board: Board, run_id: str, *, quiet: bool) -> None:
-    """Shows a run until it has left Redis; waits for a Redis that does not answer."""
+def _watch(board: Board, run_id: str, is_left: Callable[[], bool], *, quiet: bool) -> None:
+    """Shows a run until it has left Redis, or its coordinator has ended; waits for a Redis that does not answer."""
     view = RunView(board, run_id)
 
     def draw(width: int, height: int) -> list[Text] | None:
-        lines = view.draw(width, height)
+        lines = None if is_left() else view.draw(width, height)
         return lines if lines is None or not quiet else []
 
     watch(console(), draw)

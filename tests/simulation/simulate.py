@@ -69,6 +69,17 @@ _PURE = (
 )
 
 
+class _Errors(logging.Handler):
+    """The unexpected errors that threads of the product logged so that they can go on."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.logged: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.logged.append(record)
+
+
 @dataclass
 class _Beats(heartbeat.Heartbeat):
     """A heartbeat whose thread takes turns with the others."""
@@ -133,6 +144,7 @@ class Simulator:
     disk: Disk = field(default_factory=Disk)
     _plans: dict[str, Plan] = field(default_factory=dict)
     _runs: int = 0
+    _errors: _Errors = field(default_factory=_Errors)
 
     def install(self) -> None:
         """For the rest of the process."""
@@ -150,7 +162,7 @@ class Simulator:
         vars(yaml)["SafeDumper"] = yaml.CSafeDumper
         self.disk.install()
         log = logging.getLogger("chainette")
-        log.addHandler(logging.NullHandler())
+        log.addHandler(self._errors)
         log.propagate = False
         gc.disable()  # between the runs it is enough
         _collect()
@@ -177,11 +189,14 @@ class Simulator:
     def _go(self, scenario: Scenario, world: World) -> None:
         plan, inputs = self._plan(scenario), self._inputs(scenario, world.root)
         sessions = Sessions(scenario, plan, world, inputs, Server(world))
+        self._errors.logged.clear()
         self.disk.begin(world, journals=any(fault.kind == "power cut" for fault in scenario.faults))
         try:
             self.clock.run(sessions.go())
         finally:
             self.disk.end()
+        for record in self._errors.logged:
+            raise AssertionError(record.getMessage()) from (record.exc_info or (None, None))[1]
         if world.crashes:
             raise AssertionError("a worker ended by itself") from world.crashes[0]
         if scenario.dedupe and not (scenario.faults or scenario.then):

@@ -57,8 +57,9 @@ def watch_parent(stopping: threading.Event) -> None:
 
     def watch() -> None:
         # from the descriptor: a thread that waits inside sys.stdin aborts the interpreter's exit
-        while os.read(sys.stdin.fileno(), 4096):
-            pass
+        with suppress(OSError):
+            while os.read(sys.stdin.fileno(), 4096):
+                pass
         stopping.set()
         last = threading.Timer(_GRACE, os._exit, (1,))
         last.daemon = True

@@ -68,7 +68,8 @@ class ChildWords:
             for line in words:
                 self._lines.append(line.rstrip())
                 if echo is not None:
-                    echo.write(line)
+                    with contextlib.suppress(OSError, ValueError):  # a full disk, a closed stream: the children must not wait
+                        echo.write(line)
 
     def connected(self) -> None:
         """Every child has opened the pipe, which now ends with the last of them."""

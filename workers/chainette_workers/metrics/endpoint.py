@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 import threading
@@ -20,6 +21,8 @@ from chainette.utils.terminal_text import visible_line
 from chainette_workers.metrics.address import MetricsEndpoint
 
 __all__ = ["Route", "Unavailable", "serving", "targets"]
+
+_log = logging.getLogger("chainette")
 
 #: Returns (content type, body) for a path, given the Accept header of the request.
 Route = Callable[[str], tuple[str, bytes]]
@@ -89,8 +92,8 @@ class _Server(ThreadingHTTPServer):
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         deadline = threading.Timer(_PATIENCE, _cut, (request,))
         deadline.daemon = True
-        deadline.start()
         try:
+            deadline.start()
             super().process_request_thread(request, client_address)
         finally:
             deadline.cancel()
@@ -133,10 +136,7 @@ def _handler(routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
             route = routes.get(urlsplit(self.path).path)
             if route is None:
                 return self._answer(404, "text/plain; charset=utf-8", f"not found; paths: {', '.join(routes)}\n".encode())
-            try:
-                return self._answer(200, *route(self.headers.get("Accept", "")))
-            except Unavailable as error:
-                return self._answer(503, "text/plain; charset=utf-8", f"{error}\n".encode())
+            return self._answer(*_answered(route, self.headers.get("Accept", "")))
 
         def _answer(self, status: int, kind: str, body: bytes) -> None:
             self.send_response_only(status)
@@ -149,6 +149,17 @@ def _handler(routes: Mapping[str, Route]) -> type[BaseHTTPRequestHandler]:
             """Logs nothing, because there is a scrape every few seconds."""
 
     return Handler
+
+
+def _answered(route: Route, accept: str) -> tuple[int, str, bytes]:
+    """(status, content type, body); an unexpected error of the route is logged."""
+    try:
+        return 200, *route(accept)
+    except Unavailable as error:
+        return 503, "text/plain; charset=utf-8", f"{error}\n".encode()
+    except Exception:
+        _log.exception("a scrape of the metrics failed")
+        return 500, "text/plain; charset=utf-8", b"internal error; the log of this process has it\n"
 
 
 def _reachable(host: str, towards: tuple[str, int]) -> str:

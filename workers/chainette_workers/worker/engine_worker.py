@@ -442,8 +442,8 @@ class EngineWorker(Worker):
 
     @property
     def rows_budget(self) -> int:
-        """Rows that may be in flight in the engines that were opened so far."""
-        return sum(lane.budget or 0 for lane in self._lanes.values() if not lane.by_unit)
+        """Rows that may be in flight in the engines that were opened so far; any thread may ask."""
+        return sum(lane.budget or 0 for lane in [*self._lanes.values()] if not lane.by_unit)
 
     def _words(self) -> dict[str, str | int | float]:
         """The worker's fields in Redis."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +14,11 @@ from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.queue_values import LEASE
 from chainette.hooks import Hook
 from chainette.io.rundir.event_types import WorkerLost
+from chainette.utils.user_errors import told
 
 __all__ = ["Heartbeat"]
+
+_log = logging.getLogger("chainette")
 
 #: Seconds between two beats.
 BEAT = LEASE / 4
@@ -69,6 +73,7 @@ class Heartbeat:
                 self.queue.note(info.run, WorkerLost(worker=name))
 
     def _run(self) -> None:
+        trouble = ""
         quiet_until = time.monotonic() + LEASE  # nobody reaps in the first lease after a start, or after Redis failed
         while not self._over.wait(BEAT):
             if time.monotonic() - self._ticked > self.deadline:
@@ -81,3 +86,7 @@ class Heartbeat:
                     self._mourn(self.queue.reap())
             except redis.RedisError:
                 quiet_until = time.monotonic() + LEASE
+            except Exception as error:  # without the thread, nobody beats or reaps any more
+                if trouble != told(error):
+                    trouble = told(error)
+                    _log.exception("worker %s: a heartbeat failed; the next one is in %s s", self.incarnation, BEAT)

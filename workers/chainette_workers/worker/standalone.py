@@ -6,6 +6,7 @@ is in argv or in the environment.
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -43,6 +44,8 @@ from chainette_workers.worker.served_runs import ServedRuns
 from chainette_workers.worker.work_log import WorkLog
 
 __all__ = ["main", "serve"]
+
+_log = logging.getLogger("chainette")
 
 
 def serve(config: WorkerConfig, stopping: threading.Event) -> None:
@@ -176,7 +179,10 @@ class _Process:
         """Calls Redis off the event loop; the call may get lost."""
 
         def send() -> None:
-            with suppress(redis.RedisError):
-                words()
+            try:
+                with suppress(redis.RedisError):
+                    words()
+            except Exception:
+                _log.exception("worker %s: a message to a run failed", self.worker.incarnation)
 
         return self._side.submit(send)

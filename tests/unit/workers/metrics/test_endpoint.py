@@ -52,6 +52,20 @@ def test_a_route_without_an_answer_says_so() -> None:
     error.value.close()
 
 
+def test_an_unexpected_error_of_a_route_is_logged_and_its_words_stay_here(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(_accept: str) -> tuple[str, bytes]:
+        raise KeyError("run-7")
+
+    routes: dict[str, Route] = {"/metrics": broken, "/sd": ROUTES["/metrics"]}
+    with serving(MetricsEndpoint(), routes) as address:
+        with pytest.raises(urllib.error.HTTPError) as error:
+            get(address)
+        assert error.value.code == 500 and b"run-7" not in error.value.read()
+        error.value.close()
+        assert get(address, "/sd") == b"for me"
+    assert "KeyError: 'run-7'" in caplog.text
+
+
 def test_it_is_gone_at_the_end() -> None:
     with serving(MetricsEndpoint(), ROUTES) as address:
         port = int(address.rpartition(":")[2])
