@@ -54,6 +54,8 @@ class BudgetReservation:
     #: News for the queue: the difference between usage and reservations, and the number of answers.
     _settled: Amounts = field(default_factory=Amounts)
     _ended: int = 0
+    #: The call that is on its way, or whose caller was cancelled before its reply: token, settled amounts, requests, needs.
+    _unheard: tuple[str, Amounts, int, Sequence[Amounts]] | None = None
     _calling: anyio.Lock = field(default_factory=anyio.Lock)
     _changed: anyio.Event = field(default_factory=anyio.Event)
 
@@ -96,7 +98,7 @@ class BudgetReservation:
 
     async def flush(self) -> None:
         """Tells the queue the settled amounts."""
-        if self._ended or self._settled != Amounts():
+        if self._unheard is not None or self._ended or self._settled != Amounts():
             await self._call(())
 
     def _end(self, difference: Amounts, requests: int) -> None:
@@ -106,5 +108,13 @@ class BudgetReservation:
 
     async def _call(self, needs: Sequence[Amounts]) -> Reserved:
         async with self._calling:
-            settled, ended, self._settled, self._ended = self._settled, self._ended, Amounts(), 0
-            return await self.reserve(secrets.token_hex(8), settled, ended, needs)
+            if self._unheard is not None:  # repeated without needs, it grants what it granted before: requests nobody sends
+                token, settled, ended, unsent = self._unheard
+                granted = (await self.reserve(token, settled, ended, ())).granted
+                self._unheard = None
+                self.forgo(unsent[:granted])
+            self._unheard = secrets.token_hex(8), self._settled, self._ended, needs
+            self._settled, self._ended = Amounts(), 0
+            reserved = await self.reserve(*self._unheard)
+            self._unheard = None
+            return reserved

@@ -60,6 +60,8 @@ class Asking:
     _again: list[Ask] = field(default_factory=list)
     _rounds: TaskGroup = field(init=False)
     _failure: EngineUnavailable | None = None
+    #: Row -> the amounts reserved for its request, until that ends.
+    _reserved: dict[str, Amounts] = field(default_factory=dict)
     #: Row -> the completion of its request that got no answer.
     _failed: dict[str, Completion] = field(default_factory=dict)
     #: Refused before the step had any answer.
@@ -90,6 +92,9 @@ class Asking:
         finally:
             if self.sharing is not None:
                 self.sharing.leave()
+            if self.reservation is not None:
+                self.reservation.abandon(len(self._reserved))
+                self._reserved = {}
         if not (self._error or self._failure):
             await self.settle()
         if failed := self._error or self._failure or self.failure():
@@ -161,13 +166,14 @@ class Asking:
         needs = [self.reservation.need(ask.messages, longest, seconds) for ask in asks]
         while needs:
             granted = await self.reservation.take(needs)
-            now, reserved, asks, needs = asks[:granted], needs[:granted], asks[granted:], needs[granted:]
-            if needs:
-                self._rounds.start_soon(self.send, now, reserved)
+            now, asks = asks[:granted], asks[granted:]
+            self._reserved |= zip((ask.row.row_id for ask in now), needs, strict=False)
+            if needs := needs[granted:]:
+                self._rounds.start_soon(self.send, now)
             else:
-                await self.send(now, reserved)
+                await self.send(now)
 
-    async def send(self, asks: Sequence[Ask], reserved: Sequence[Amounts] = ()) -> None:
+    async def send(self, asks: Sequence[Ask]) -> None:
         """One call of the engine; each answer is judged when it arrives."""
         if not asks:
             return
@@ -182,8 +188,9 @@ class Asking:
                 self.hook.on_generated(self.node.engine, 1)
                 used = completion.usage.busy_for(time.end(clock(), mark))
                 answer = msgspec.structs.replace(completion, usage=used)
-                if self.reservation is not None:
-                    self.reservation.settle(reserved[index], answer.usage)
+                need = self._reserved.pop(asks[index].row.row_id, None)
+                if self.reservation is not None and need is not None:
+                    self.reservation.settle(need, answer.usage)
                 self.take_in(unanswered.pop(index), requests[index], answer)
 
         self.hook.on_generating(self.node.engine, len(requests))
@@ -200,6 +207,7 @@ class Asking:
         except EngineRefused as error:
             if not self.evidence.is_accepted:
                 self.evidence.refuse(error)
+            self.result.cancelled += Usage(requests=len(unanswered) - 1)  # one was refused, and the others with it
             raise
         except EngineUnavailable as error:
             self._failure = self._failure or error
@@ -207,11 +215,9 @@ class Asking:
                 for ask in unanswered.values():
                     self.sharing.put_off(ask, error)
             if self.reservation is not None:
-                self.reservation.forgo([reserved[index] for index in unanswered])
+                self.reservation.forgo([self._reserved.pop(ask.row.row_id) for ask in unanswered.values()])
         except anyio.get_cancelled_exc_class():
             self.result.cancelled += Usage(requests=len(unanswered))
-            if self.reservation is not None:
-                self.reservation.abandon(len(unanswered))
             raise
         finally:
             self.result.cancelled += Usage(busy=sum(time.end(clock(), mark) for _ in unanswered))

@@ -194,6 +194,9 @@ class Worker(ABC):
         self.busy.add(held)
         try:
             await self._work_through(held)
+        except Exception:
+            await self.settle(held)  # others may wait for its requests to end
+            raise
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(_LAST_PARTS, shield=True):
                 await self.commit_finished(held)
@@ -236,6 +239,7 @@ class Worker(ABC):
         except BudgetExhausted as error:
             await self.commit_finished(held)
             await self.exhaust(held, error)
+            await self.settle(held)
             return
         except EngineUnavailable as error:
             await self.commit_finished(held)
@@ -288,7 +292,8 @@ class Worker(ABC):
             reserved = await self.ask(call)
         except Lost as error:
             raise BudgetExhausted(str(error)) from error
-        await self.note_reserved(account, reserved)
+        if needs:
+            await self.note_reserved(account, reserved)
         return reserved
 
     async def note_reserved(self, account: EngineAccount, reserved: Reserved) -> None:

@@ -15,7 +15,7 @@ from chainette.engine.budget import Amounts, Budget, Reserved, parse_budget
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.engine.price import Price, Rate
 from chainette.engine.shared_time import SharedTime
-from chainette.errors import EngineConfigError, InputError, RunStopped
+from chainette.errors import EngineConfigError, EngineRefused, EngineUnavailable, InputError, RunStopped
 from chainette.io.rundir.event_log import read_log
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
@@ -25,7 +25,7 @@ from chainette.run.budget_reservation import BudgetReservation
 from chainette.run.executor import resume, run_iter
 from tests.integration.test_costs import EACH, PRICE, answer, chain, picky
 from tests.support.chains import Text, texts
-from tests.support.scripted import scripted
+from tests.support.scripted import row_of, scripted
 
 #: The most a request of `chain` is reserved for: its prompt is short, and its answer may have 1,024 tokens.
 MOST = 0.0115
@@ -151,6 +151,24 @@ def test_what_is_reserved_is_durable_before_it_is_sent(tmp_path: Path) -> None:
     with scripted(llm=look):
         chain().run(texts(8), tmp_path / "out", budget="1000req")
     assert len(asked) > 16 and used(tmp_path / "out").requests >= len(asked)
+
+
+@pytest.mark.parametrize("error", [EngineRefused("401, once"), EngineUnavailable("gone, once")])
+def test_a_run_whose_engine_fails_once_ends_at_its_budget(
+    tmp_path: Path, error: EngineUnavailable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chainette.run.in_flight._FIRST_REST", 0.01)
+    failures, answered = [error], list[Request]()
+
+    def fails_once(request: Request) -> Completion:
+        if row_of(request) == "9" and failures:
+            raise failures.pop()
+        answered.append(request)
+        return picky(request)
+
+    with scripted(llm=fails_once), pytest.raises(RunStopped, match="40 of 40 req used"):
+        chain().run(texts(100), tmp_path / "out", budget="40req")
+    assert 36 < len(answered) <= 40  # requests that a refusal cancels stay spent
 
 
 def test_a_run_without_a_directory_has_a_budget_too() -> None:
