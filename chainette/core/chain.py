@@ -179,6 +179,9 @@ class Chain:
 
         Rejected rows are left out. Writes nothing unless `output_dir` is given. Closing the iterator stops the run. The options
         are those of `run`, but no progress is shown: the rows themselves are the progress.
+
+        If engines share a device, all rows go through one engine and then through the next. Rows that wait for an engine are
+        kept in memory, unless `output_dir` is given.
         """
         from chainette.run.executor import run_iter
 

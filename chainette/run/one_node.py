@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import filterfalse
 from typing import Any, cast
 
 from pydantic import BaseModel
@@ -55,7 +57,8 @@ async def execute_node(
     collected = _Collected(plan, writer)
     async with Engines(plan.engines) as engines:
         roots = _roots(rows, plan.batch_size)
-        await LocalRun(plan, lambda: iter(roots), collected, engines, 0, Limits(), hook or Hook()).run()
+        pending = partial(filterfalse, lambda root: collected.is_done(root.number), roots)
+        await LocalRun(plan, pending, collected, engines, 0, Limits(), hook or Hook()).run()
     finished = sorted(collected.finished, key=lambda row: row_order(row.row_id))
     if isinstance(node, Branch):
         collected.rejected += _missing(node, rows, finished, collected.rejected)

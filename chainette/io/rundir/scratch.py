@@ -10,13 +10,14 @@ from chainette.core.plan import Plan
 from chainette.engine.budget import Amounts, Budget
 from chainette.io.rundir.accepted_rows import AcceptedRows
 from chainette.io.rundir.live_roots import Admitted, Commit, Committed, InOrder, Item, LiveRoots, Suspended
+from chainette.io.rundir.logged_roots import LoggedRoots
 from chainette.records import Row
 
 __all__ = ["Scratch"]
 
 
 class Scratch:
-    """Keeps only live roots, and passes finished rows on."""
+    """Keeps the outcomes of incomplete roots in memory, also while they wait for a later phase, and passes finished rows on."""
 
     #: Nothing is spent before it begins.
     used: Mapping[str, Amounts] = MappingProxyType({})
@@ -25,12 +26,14 @@ class Scratch:
         self.budget = budget
         self._roots = LiveRoots(plan)
         self._suspended: dict[int, Durable] = {}
+        #: Complete roots, as the log of a directory would have them.
+        self._complete = LoggedRoots()
         self.accepted = None if accept is None else AcceptedRows(accept)
         self._in_order = None if self.accepted is None else InOrder(self.accepted, self._roots)
 
     def is_done(self, root: int) -> bool:
-        """Whether a root need not be admitted again, in another phase."""
-        return self.accepted is not None and root < self.accepted.roots
+        """Whether a root is complete, so that no later phase admits it again."""
+        return self._complete.is_done(root)
 
     def readmit(self) -> None:
         """See `RunWriter.readmit`."""
@@ -52,11 +55,13 @@ class Scratch:
                         self._in_order.wait(item.unit.root)
                     elif item.done:
                         finished.append(self._roots.close(item.unit.root)[0])
+                        self._complete.mark(item.unit.root, done=True)
                 case _:
                     pass
         if self._in_order is not None:
-            for _, rows, done in self._in_order.closed():
+            for root, rows, done in self._in_order.closed():
                 finished.append(rows)
+                self._complete.mark(root, done=True)
                 self._in_order.accepted.take(done)
         return Committed(finished, [])
 
