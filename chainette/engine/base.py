@@ -1,4 +1,4 @@
-"""The contract between `process` and a model: requests in, completions out, in order."""
+"""The contract between a step and a model: requests in, completions out, in order."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""process(): the only executor of nodes. A unit goes in; the outcome of each of its rows comes out.
+"""fill() runs the rows of a unit through its node, join() a unit through its fork; nothing else runs nodes.
 
-It knows nothing of queues, files or other units: local runs and the fleet call it alike.
+They know nothing of queues, files or other units: the workers of local runs and fleets call them, and the processes for
+functions do.
 """
 
 from __future__ import annotations
@@ -25,32 +26,9 @@ from chainette.run.shared_answers import Questions
 from chainette.run.steps import Asking
 from chainette.run.unit_result import UnitResult
 
-__all__ = ["fill", "join", "poisoned", "process", "too_large"]
+__all__ = ["fill", "join", "poisoned", "too_large"]
 
 _QUIET = Hook()
-
-
-async def process(
-    plan: Plan,
-    unit: Unit,
-    engine: Engine | None,
-    *,
-    seed: int = 0,
-    hook: Hook = _QUIET,
-    away: Away = anyio.to_thread.run_sync,
-) -> Outcome:
-    """Runs a unit through its node. `away` runs calls that must not hold up the event loop.
-
-    Every row of the unit is in the outcome once: as outputs, as a rejection, or as dropped.
-
-    Raises:
-        EngineUnavailable: the engine does not answer; nothing is known about any row.
-    """
-    if unit.node in plan.forks:
-        return join(plan, unit, hook)
-    result = UnitResult(plan, plan.stations[unit.node], hook)
-    await fill(result, unit.rows, engine, seed=seed, away=away)
-    return result.take(unit)
 
 
 async def fill(

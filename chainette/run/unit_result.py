@@ -54,7 +54,7 @@ _FINAL = frozenset({Reason.TEMPLATE_ERROR, Reason.TOO_LARGE})
 class UnitResult:
     """Every row is kept, dropped, rejected or passed on to another engine once, and is finished then.
 
-    `process` fills it. Its holder may take the rows that are finished so far at any time: nothing of a row is in
+    `fill` fills it. Its holder may take the rows that are finished so far at any time: nothing of a row is in
     here before the row is finished.
     """
 

@@ -45,8 +45,9 @@ from chainette.io.rundir.run_state import RunState
 from chainette.io.rundir.writer import RunWriter
 from chainette.run.coordinator import Coordinator
 from chainette.run.limits import RejectWatch
-from chainette.run.process import poisoned, process
+from chainette.run.process import poisoned
 from tests.support.chains import content, everything, write_inputs
+from tests.support.outcomes import process
 from tests.support.tools import some
 from tests.support.valkey import Database
 

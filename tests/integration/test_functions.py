@@ -26,11 +26,11 @@ from chainette.errors import EngineUnavailable
 from chainette.hooks import Hook
 from chainette.io.rundir.chain_marks import marks_of
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Row, Unit
-from chainette.run.process import process
 from chainette.run.unit_result import UnitResult
 from chainette.utils.event_loop import run_loop
 from tests.support.cli import until
 from tests.support.fleet import record
+from tests.support.outcomes import process
 from tests.support.patience import LONG
 from tests.support.processes import children
 

@@ -36,9 +36,10 @@ from chainette.fleet.protocol.queue_values import (
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.io.rundir.event_types import EngineReleased, UnitRetried
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Rejection, Row, Unfinished, Usage
-from chainette.run.process import poisoned, process
+from chainette.run.process import poisoned
 from tests.support.claims import claim_one
 from tests.support.fleet import forked, straight
+from tests.support.outcomes import process
 from tests.support.valkey import Database
 
 OWNER = "owner-1"

@@ -30,8 +30,9 @@ from chainette.fleet.protocol.queue_values import ANCHOR, Cancelled, Claim, Drai
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.io.rundir.event_types import EngineReleased
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Rejection, Row, Unit, row_order
-from chainette.run.process import poisoned, process
+from chainette.run.process import poisoned
 from tests.support.fleet import forked, straight
+from tests.support.outcomes import process
 from tests.support.tools import many
 from tests.support.twins import Picture, of_memory, of_redis, pass_time
 from tests.support.valkey import Database

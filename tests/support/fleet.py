@@ -26,9 +26,9 @@ from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.seals import Seals
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.records import CHAIN_INPUT, Outcome, Rejection, Row
-from chainette.run.process import process
 from tests.support.chains import Text, Word
 from tests.support.claims import claim_one
+from tests.support.outcomes import process
 from tests.support.patience import LONG
 
 __all__ = ["QueueRun", "forked", "opened", "record", "snapshot", "straight", "work", "workers_gone"]

@@ -17,9 +17,9 @@ from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order, Role
 from chainette.fleet.redis.script_calls import SCRIPTS, Scripts
 from chainette.io.rundir.event_types import EngineReleased
-from chainette.run.process import process
 from tests.support.claims import claim_one
 from tests.support.fleet import QueueRun, snapshot
+from tests.support.outcomes import process
 
 
 def valid_arguments(run: QueueRun) -> dict[str, dict[str, Any]]:

@@ -12,8 +12,8 @@ from chainette.fleet.protocol.messages import Missing, Result
 from chainette.fleet.protocol.queue_values import Claim
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.records import Effects, Outcome, Scope, Usage
-from chainette.run.process import process
 from tests.support.fleet import QueueRun, forked, opened
+from tests.support.outcomes import process
 from tests.support.proxy import FaultProxy
 from tests.support.queue_calls import loses_its_reply, unchanged, unchanged_but_held
 from tests.support.valkey import Database
