@@ -7,7 +7,7 @@ to worker.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -27,6 +27,9 @@ T = TypeVar("T")
 
 #: Failures of a row, and answers to others since the first of them, after which it is rejected.
 FAILURES, _ANSWERS = 5, 5
+
+#: Suspects a process remembers; the evidence about one that it forgets, since the row may be with another worker, begins anew.
+_MOST_SUSPECTS = 1 << 14
 
 #: Failures that a server under load gives to any request count only if fewer than this share of the others failed.
 _SHARE = 0.25
@@ -65,7 +68,7 @@ class _Pulse:
         self.answered_at = self.clock()
 
 
-@dataclass
+@dataclass(slots=True)
 class _Suspect:
     """A row whose request failed here, and the evidence at its first failure."""
 
@@ -98,7 +101,8 @@ class Evidence:
     #: Endpoint -> requests it answered.
     answers: Counter[str] = field(default_factory=Counter)
     failures: int = 0
-    _suspects: dict[str, _Suspect] = field(default_factory=dict)
+    #: Those that failed last are at the end.
+    _suspects: OrderedDict[str, _Suspect] = field(default_factory=OrderedDict)
     #: Rows in flight that have not failed.
     _in_flight: set[str] = field(default_factory=set)
     #: The time since which some of them are.
@@ -214,15 +218,21 @@ class Evidence:
         suspect = self._suspects.get(row)
         if suspect is None:
             self._suspects[row] = _Suspect(dict(self.answers), self.failures, completion.by)
+            if len(self._suspects) > _MOST_SUSPECTS:
+                self._suspects.popitem(last=False)
             return True
+        self._suspects.move_to_end(row)
         suspect.own, suspect.by = suspect.own + 1, completion.by
         return completion.cause is not Cause.BUSY or suspect.proven or self._is_rare(suspect)
 
     def convicts(self, row: str, failures: int) -> bool:
-        """Whether a row is at fault after this many failures that count."""
+        """Whether a row is at fault after this many failures that count; if it is, the case is closed."""
         suspect = self._suspects[row]
         others = self.answers[suspect.by] - suspect.answers.get(suspect.by, 0)
-        return failures >= FAILURES and (others >= _ANSWERS or suspect.proven)
+        guilty = failures >= FAILURES and (others >= _ANSWERS or suspect.proven)
+        if guilty:
+            del self._suspects[row]
+        return guilty
 
     def is_due(self, tries: int) -> bool:
         """Whether only a probe can show if a row with so many failures is at fault."""

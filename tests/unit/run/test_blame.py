@@ -82,7 +82,30 @@ def test_five_failures_beside_five_answers_to_others_convict_a_row() -> None:
     answer(seen, 4)
     assert fail(seen, 4) == 4 and not seen.convicts("bad", 5)
     answer(seen, 1)
-    assert seen.convicts("bad", 5) and not seen.convicts("bad", 4)
+    assert not seen.convicts("bad", 4) and seen.convicts("bad", 5)
+
+
+def test_the_evidence_does_not_grow_with_the_rows_that_were_rejected() -> None:
+    seen = evidence()
+    for number in range(3):
+        fail(seen, row=f"bad {number}")
+        answer(seen, 5)
+        assert seen.convicts(f"bad {number}", 5)
+        assert fail(seen, 1, BUSY, row=f"bad {number}") == 1, "a row that is asked again later begins anew"
+        seen.answered(f"bad {number}", GOOD)
+    assert not seen._suspects
+
+
+def test_of_the_rows_that_never_come_back_those_that_failed_last_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chainette.run.blame._MOST_SUSPECTS", 2)
+    seen = evidence()
+    fail(seen, 1, row="first")
+    for row in ("elsewhere", "first", "last"):
+        fail(seen, 1, row=row)
+    answer(seen, 5)
+    assert [*seen._suspects] == ["first", "last"] and seen.convicts("first", 5)
+    fail(seen, 1, row="elsewhere")
+    assert not seen.convicts("elsewhere", 5)
 
 
 def test_answers_of_another_endpoint_prove_nothing() -> None:
