@@ -68,7 +68,7 @@ def bare(inputs: Path, out: Path) -> None:
     from chainette.engine.config import make_config
     from chainette.engine.lifecycle import create_engine
     from chainette.records import Message
-    from chainette.run.ask import row_seed
+    from chainette.run.steps import row_seed
     from chainette.utils.json_schema import generate_json_output_prompt
     from chainette.utils.templates import Template
 

@@ -1,30 +1,17 @@
-"""One ask of a row: its question, the bad answers so far, and the seed that follows from them."""
+"""One ask of a row: its question, and the bad answers so far with the complaints about them."""
 
 from __future__ import annotations
 
-import hashlib
 from functools import reduce
 
 import msgspec
 
 from chainette.records import Message, Row, Unfinished, Usage
 
-__all__ = ["FRESH", "Ask", "row_seed"]
+__all__ = ["FRESH", "Ask"]
 
 #: A row that was not asked for yet.
 FRESH = Unfinished()
-
-
-def row_seed(run_seed: int, step_id: str, row_id: str, ask: int, rounds: str = "", engine: int = 0, *, sample: int = 0) -> int:
-    """The sampling seed of one ask, 0 <= seed < 2**31: a hash, so that scheduling cannot change it.
-
-    `rounds` is the round of a loop, if it is not the first, `engine` the number of an escalated engine, and `sample` that of
-    a candidate.
-    """
-    text = f"{run_seed}\0{step_id}\0{row_id}\0{ask}"
-    text += (f"\0{rounds}" if rounds else "") + (f"\0engine {engine}" if engine else "")
-    text += f"\0sample {sample}" if sample else ""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest()) & 0x7FFFFFFF
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -45,8 +32,7 @@ class Ask(msgspec.Struct, frozen=True):
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        corrections = self.before.corrections
-        return reduce(_corrected, corrections, self.question) if corrections else self.question
+        return reduce(_corrected, self.before.corrections, self.question)
 
     @property
     def corrects(self) -> bool:

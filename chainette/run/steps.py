@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any
@@ -24,7 +25,7 @@ from chainette.engine.concurrent_requests import ask_all
 from chainette.errors import EngineRefused, EngineUnavailable, RequestsFailed, TemplateError
 from chainette.hooks import Hook, Laps, Stage
 from chainette.records import Message, Output, Reason, Row, Usage
-from chainette.run.ask import FRESH, Ask, row_seed
+from chainette.run.ask import FRESH, Ask
 from chainette.run.blame import Evidence
 from chainette.run.budget_reservation import BudgetReservation
 from chainette.run.read_answer import BadAnswer, read_answer, readable
@@ -35,7 +36,7 @@ from chainette.run.unit_sharing import UnitSharing
 from chainette.utils.plurals import counted
 from chainette.utils.user_errors import RAISED
 
-__all__ = ["Asking"]
+__all__ = ["Asking", "row_seed"]
 
 
 @dataclass
@@ -331,7 +332,8 @@ class Asking:
                 row = self.result.keys[row_id].hex()
             own = row_seed(seed, name, row, number, rounds, node.rank, sample=sample)
             label = f"{node.id}/{row_id}/{number}"
-            found.append(Request(ask.messages, sampling, own, schema, name, label, model, ask.before.by))
+            messages = ask.messages if ask.before.corrections else ask.question
+            found.append(Request(messages, sampling, own, schema, name, label, model, ask.before.by))
         return found
 
     def judge(self, ask: Ask, completion: Completion) -> Ask | None:
@@ -354,3 +356,15 @@ class Asking:
         if self.hook.streams:
             self.hook.on_stream(Unusable(self.node.id, ask.row.row_id, ask.number, verdict.reason, writable(verdict.message)))
         return again
+
+
+def row_seed(run_seed: int, step_id: str, row_id: str, ask: int, rounds: str = "", engine: int = 0, *, sample: int = 0) -> int:
+    """The sampling seed of one ask, 0 <= seed < 2**31: a hash, so that scheduling cannot change it.
+
+    `rounds` is the round of a loop, if it is not the first, `engine` the number of an escalated engine, and `sample` that of
+    a candidate.
+    """
+    text = f"{run_seed}\0{step_id}\0{row_id}\0{ask}"
+    text += (f"\0{rounds}" if rounds else "") + (f"\0engine {engine}" if engine else "")
+    text += f"\0sample {sample}" if sample else ""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest()) & 0x7FFFFFFF

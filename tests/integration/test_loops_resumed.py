@@ -14,8 +14,8 @@ from chainette.errors import ChainChanged, DeclarationError, RunDirectoryError
 from chainette.io.rundir.changes import changes_between
 from chainette.io.rundir.graph import Graph
 from chainette.io.rundir.graph_of_plan import graph_of
-from chainette.run.ask import row_seed
 from chainette.run.executor import resume, retry_rejected
+from chainette.run.steps import row_seed
 from tests.support.revising import Draft, N, Verdict, draft, ends, judge, refusal, revise, rounds, run, seen
 from tests.support.scripted import scripted, user_text
 

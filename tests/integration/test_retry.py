@@ -19,10 +19,10 @@ from chainette.io.rundir.fork import Reopen, fork
 from chainette.io.rundir.open import read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.records import Message, Usage
-from chainette.run.ask import row_seed
 from chainette.run.executor import resume, retry_rejected
 from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan
+from chainette.run.steps import row_seed
 from tests.support.chains import Text, Word, texts
 from tests.support.cli import Project, lines
 from tests.support.models import SMOL, needs_model

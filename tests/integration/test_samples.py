@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from chainette import Branch, Loop, Route, RunResult, Step, apply
 from chainette.engine.base import Request
-from chainette.run.ask import row_seed
+from chainette.run.steps import row_seed
 from tests.support.chains import Text, Word, content, finished, texts
 from tests.support.scripted import ask_of, row_of, scripted, user_text
 from tests.support.voting import WARM, WORDS, chain, picked, run, vars_of, vote, words

@@ -16,7 +16,7 @@ from chainette.core.run_settings import Format
 from chainette.engine.base import Completion, Request
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.records import Reason, Usage, row_order
-from chainette.run.ask import row_seed
+from chainette.run.steps import row_seed
 from tests.support.chains import content, everything, write_inputs
 from tests.support.priced_rows import Text, answered, ask, by_id, only_rejection, plain
 from tests.support.scripted import ask_of, row_of, scripted
