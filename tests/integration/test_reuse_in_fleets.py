@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, cast
 from unittest import mock
 
 import pytest
@@ -18,12 +19,14 @@ from chainette_workers.worker.configuration import WorkerConfig
 
 from chainette import Chain
 from chainette.core.usercode.loading import load_chain
-from chainette.errors import DamagedRun
+from chainette.errors import DamagedRun, InputError
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.seals import FleetKey, NoKey, Unsealed
 from chainette.fleet.redis.lookups import Found, Lookups, Question
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.io.rundir.result import RunResult
+from chainette.run.answer_sources import AnswerSources
+from chainette.run.stored_answers import StoredAnswers
 from tests.integration.test_fleet_trouble import Driven
 from tests.support.cli import Project
 from tests.support.serving import serving
@@ -111,6 +114,24 @@ def test_a_damaged_earlier_run_ends_the_run_that_takes_from_it(site: Site, datab
     shard.write_bytes(shard.read_bytes().replace(b"row_id", b"row_if"))
     with pytest.raises(DamagedRun, match=r"extract/0\.jsonl"):
         site.run()
+
+
+def test_a_run_that_is_interrupted_does_not_wait_until_its_earlier_runs_are_indexed() -> None:
+    begun, may_end, ended = Event(), Event(), Event()
+
+    def slow(_sources: AnswerSources) -> StoredAnswers:
+        begun.set()
+        may_end.wait(60)
+        ended.set()
+        raise InputError("too late for anybody")
+
+    unused = cast("Any", None)
+    with mock.patch.object(StoredAnswers, "open", slow), mock.patch.object(answering, "_LEAVE", 0.01):
+        with answering.answering(AnswerSources((), ""), unused, mock.Mock(), unused):
+            begun.wait()
+        assert not ended.is_set()
+        may_end.set()
+        ended.wait()
 
 
 def test_only_questions_and_replies_of_our_own_are_heard(database: Database) -> None:

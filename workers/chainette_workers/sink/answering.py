@@ -29,6 +29,9 @@ __all__ = ["answering"]
 #: Seconds between two looks for a question: the first after one, and the longest.
 _SOON, _LATE = 0.002, 0.05
 
+#: Seconds for which the end of a run waits for the thread.
+_LEAVE = 1.0
+
 #: Bytes after which a reply takes no more rows; the worker asks for the others again.
 _FULL = 4 << 20
 
@@ -49,7 +52,7 @@ def answering(
         yield desk.require
     finally:
         desk.stop.set()
-        thread.join()
+        thread.join(_LEAVE)  # it may still be making an index, which appears whole or not at all
 
 
 @dataclass
