@@ -14,7 +14,6 @@ from pydantic import BaseModel
 from chainette.core.apply import ApplyNode, Cardinality
 from chainette.core.branch import Branch, Element, JoinBranch
 from chainette.core.chain import Chain
-from chainette.core.check import fills_defaults_only, json_kind, misfits, model_problems, same_but_for_case
 from chainette.core.compile_loop import check_loop, compile_loop
 from chainette.core.compile_route import certain, check_route, compile_route
 from chainette.core.compile_samples import compile_samples, value_at_end
@@ -22,6 +21,7 @@ from chainette.core.compile_scope import Flow, first_nodes, fork_id, target_of
 from chainette.core.forks import Fork, Join, Rounds, Side
 from chainette.core.identity import fingerprint_of, rescue_of
 from chainette.core.loop import Loop
+from chainette.core.model_fit import fills_defaults_only, json_kind, misfits, model_problems, same_but_for_case
 from chainette.core.names import INPUTS, Names
 from chainette.core.node import Node
 from chainette.core.plan import Plan

@@ -30,7 +30,7 @@ from chainette.run.shared_answers import QUESTIONS
 from chainette.run.steps import Asking
 from chainette.run.stored_answers import StoredAnswers
 from chainette.run.unit_result import UnitResult
-from chainette.utils.recent import Recent
+from chainette.utils.recent_values import Recent
 
 __all__ = ["Forecast", "Prompts", "Walk"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from chainette.core.durable import Durable
 from chainette.core.plan import Plan
 from chainette.errors import InputError
-from chainette.io.rundir.changes import FLATTENED, Changes
+from chainette.io.rundir.chain_changes import FLATTENED, Changes
 from chainette.io.rundir.durable_rows import rows_of_root
 from chainette.io.rundir.event_types import AnyEvent, UnitCommitted
 from chainette.io.rundir.fork import Reopen, require_kept

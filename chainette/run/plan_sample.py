@@ -16,7 +16,7 @@ from chainette.core.plan import Plan
 from chainette.engine.budget import engine_limits
 from chainette.errors import InputError
 from chainette.io.inputs.readers import InputFile
-from chainette.io.rundir.changes import changes_between
+from chainette.io.rundir.chain_changes import changes_between
 from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.io.rundir.open import read_state, recover
 from chainette.io.rundir.paths import RunDir

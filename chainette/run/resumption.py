@@ -21,7 +21,7 @@ from chainette.core.usercode.parameters import given, text_of
 from chainette.engine.budget import engine_limits
 from chainette.engine.config import EngineRegistry
 from chainette.errors import DamagedRun, InputError, RunDirectoryError, RunDirectoryInUse, RunError
-from chainette.io.rundir.changes import FLATTENED
+from chainette.io.rundir.chain_changes import FLATTENED
 from chainette.io.rundir.dependents import starts_of
 from chainette.io.rundir.directory_swap import remove_leftovers
 from chainette.io.rundir.durable_rows import ShardReader

@@ -9,7 +9,7 @@ from typing import Any
 from chainette.core.plan import Plan
 from chainette.core.usercode.parameters import set_flags
 from chainette.errors import ChainChanged
-from chainette.io.rundir.changes import FLATTENED, rescues_between
+from chainette.io.rundir.chain_changes import FLATTENED, rescues_between
 from chainette.io.rundir.dependents import affected_by, lost_nodes, starts_of
 from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.io.rundir.open import again_in_python

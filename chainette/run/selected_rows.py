@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from chainette.core.plan import Plan
 from chainette.engine.model_files import files_of
 from chainette.errors import InputError, RunDirectoryError
-from chainette.io.rundir.changes import FLATTENED, Changes, changes_between, different_models
+from chainette.io.rundir.chain_changes import FLATTENED, Changes, changes_between, different_models
 from chainette.io.rundir.dependents import affected_by, lost_nodes, starts_of
 from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.io.rundir.run_state import RunState

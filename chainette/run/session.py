@@ -36,7 +36,7 @@ from chainette.run.answer_sources import AnswerSources
 from chainette.run.options import Drive, RunOptions
 from chainette.run.stored_answers import StoredAnswers, index_own, require_runs
 from chainette.run.window import window_for
-from chainette.screen.shown import shown
+from chainette.screen.display_choice import shown
 from chainette.utils.plurals import counted
 
 if TYPE_CHECKING:

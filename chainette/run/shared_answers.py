@@ -23,7 +23,7 @@ from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.queue_values import Asker
 from chainette.records import Reason
 from chainette.run.blame import FAILURES
-from chainette.utils.recent import Recent
+from chainette.utils.recent_values import Recent
 
 __all__ = ["QUESTIONS", "Exchange", "Questions", "SharedAnswer", "SharedAnswers", "Waiting"]
 

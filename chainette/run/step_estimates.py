@@ -14,7 +14,7 @@ from chainette.core.prompt import prompter
 from chainette.core.step import Step
 from chainette.engine.base import Engine
 from chainette.engine.price import Rate
-from chainette.io.rundir.changes import Changes, changes_between
+from chainette.io.rundir.chain_changes import Changes, changes_between
 from chainette.io.rundir.graph import Graph
 from chainette.io.rundir.run_state import RunState
 from chainette.records import Usage, declared_of

@@ -17,7 +17,7 @@ from chainette.core.run_settings import Format
 from chainette.engine.config import EngineRegistry, using_registry
 from chainette.errors import ChainChanged
 from chainette.hooks import Hook
-from chainette.io.rundir.changes import changes_between
+from chainette.io.rundir.chain_changes import changes_between
 from chainette.io.rundir.event_types import Event, UnitCommitted
 from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.io.rundir.result import RunResult

@@ -16,7 +16,7 @@ from chainette import Chain, Loop, RunResult, SamplingParams, Step, open_run
 from chainette.core.compile import compile_chain
 from chainette.engine.base import Cause, Completion, Finish, Request
 from chainette.errors import DeclarationError, DiskError, EngineUnavailable
-from chainette.io.rundir.changes import changes_between
+from chainette.io.rundir.chain_changes import changes_between
 from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.run_state import Status

@@ -11,7 +11,7 @@ import pytest
 from chainette import Branch, Chain, Loop, Route, Step, apply
 from chainette.core.compile import compile_chain
 from chainette.errors import ChainChanged, DeclarationError, RunDirectoryError
-from chainette.io.rundir.changes import changes_between
+from chainette.io.rundir.chain_changes import changes_between
 from chainette.io.rundir.graph import Graph
 from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.run.executor import resume, retry_rejected

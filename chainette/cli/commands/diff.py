@@ -15,8 +15,8 @@ from chainette.cli.flags import AsJson
 from chainette.cli.printing import print_json
 from chainette.cli.screen.record import cell, indented
 from chainette.cli.screen.tables import console, new_table
-from chainette.io.rundir.comparison import ChangedRow, Comparison, compare
 from chainette.io.rundir.result import open_run
+from chainette.io.rundir.row_comparison import ChangedRow, Comparison, compare
 from chainette.utils.plurals import counted
 
 __all__ = ["diff"]

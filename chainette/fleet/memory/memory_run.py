@@ -19,7 +19,7 @@ from chainette.fleet.protocol.messages import Admission, Result, RootRecord
 from chainette.fleet.protocol.queue_values import ANCHOR, Claim, Entry
 from chainette.io.rundir.event_types import Event
 from chainette.records import Effects, Partial, Row, Scope, Unfinished, Unit
-from chainette.utils.recent import Recent
+from chainette.utils.recent_values import Recent
 
 __all__ = ["Job", "LiveRoot", "RunInMemory", "Stream", "UnitQueue"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO
 
 from chainette.errors import InputError
+from chainette.io.inputs.compression import open_text
 from chainette.io.inputs.delimited import records, split_cells
-from chainette.io.inputs.packing import open_text
 from chainette.io.inputs.readers import KEPT, Record, require_distinct
 from chainette.io.inputs.text_file import AnyLineEnd, Line, TextFile, lines, not_utf8
 from chainette.utils.plurals import counted

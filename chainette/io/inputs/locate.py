@@ -16,11 +16,11 @@ from pathlib import Path
 
 from chainette.core.dump import short
 from chainette.errors import InputError
+from chainette.io.inputs.compression import open_text, packing_of
 from chainette.io.inputs.delimited_file import DelimitedFile
 from chainette.io.inputs.growing_file import GrowingFile
 from chainette.io.inputs.json_values import JsonFile
 from chainette.io.inputs.many_files import SeveralFiles, expand
-from chainette.io.inputs.packing import open_text, packing_of
 from chainette.io.inputs.parquet import ParquetFile
 from chainette.io.inputs.readers import InputFile, Record
 from chainette.io.inputs.sniff import HEAD, kind_of

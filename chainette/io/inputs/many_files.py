@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from chainette.errors import InputError
+from chainette.io.inputs.compression import PACKED
 from chainette.io.inputs.input_digest import Trail
-from chainette.io.inputs.packing import PACKED
 from chainette.io.inputs.readers import InputFile, Record
 from chainette.io.inputs.sniff import KINDS
 

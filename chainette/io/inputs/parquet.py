@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chainette.errors import InputError
-from chainette.io.inputs.cells import cells
+from chainette.io.inputs.arrow_values import cells
 from chainette.io.inputs.input_digest import Trail
 from chainette.io.inputs.readers import InputFile, Record, require_distinct
 

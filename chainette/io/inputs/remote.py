@@ -15,9 +15,9 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from chainette.errors import InputError
+from chainette.io.inputs.compression import PACKED
 from chainette.io.inputs.locate import open_input
 from chainette.io.inputs.many_files import by_number, has_kind
-from chainette.io.inputs.packing import PACKED
 from chainette.io.inputs.spool import blocks_of
 from chainette.io.rundir.paths import publish_blocks
 from chainette.utils.remote_files import is_url, remote, remote_errors, shown_url

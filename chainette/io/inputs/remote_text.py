@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import IO, Any, cast
 
 from chainette.errors import InputError
-from chainette.io.inputs.packing import text_of
+from chainette.io.inputs.compression import text_of
 from chainette.utils.remote_files import remote, remote_errors, shown_url
 
 __all__ = ["RemoteText"]

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from chainette.errors import InputError
+from chainette.io.inputs.compression import PACKED
 from chainette.io.inputs.json_values import values
-from chainette.io.inputs.packing import PACKED
 
 __all__ = ["HEAD", "KINDS", "kind_of"]
 

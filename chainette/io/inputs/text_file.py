@@ -9,8 +9,8 @@ from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
+from chainette.io.inputs.compression import BOM, open_text, packing_of, text_of
 from chainette.io.inputs.input_digest import Trail
-from chainette.io.inputs.packing import BOM, open_text, packing_of, text_of
 from chainette.io.inputs.readers import KEPT, InputFile, Record
 
 __all__ = ["AnyLineEnd", "JsonLinesFile", "Line", "LineSource", "TextFile", "lines", "not_utf8", "without_mark"]

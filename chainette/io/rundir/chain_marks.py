@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from chainette.core.plan import Plan
-from chainette.io.rundir.changes import PARTS
+from chainette.io.rundir.chain_changes import PARTS
 from chainette.io.rundir.graph_of_plan import graph_of
 
 __all__ = ["Marks", "differences", "marks_of", "other_nodes"]

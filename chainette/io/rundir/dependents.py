@@ -8,7 +8,7 @@ from chainette.core.decision import way_branch
 from chainette.core.forks import Rounds
 from chainette.core.plan import Plan
 from chainette.core.targets import ToWays
-from chainette.io.rundir.changes import FLATTENED
+from chainette.io.rundir.chain_changes import FLATTENED
 from chainette.io.rundir.run_state import RunState
 from chainette.records import CHAIN_INPUT, declared_of
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chainette.errors import InputError, RunDirectoryError, RunError
-from chainette.io.rundir.changes import FLATTENED
+from chainette.io.rundir.chain_changes import FLATTENED
 from chainette.io.rundir.event_log import read_log
 from chainette.io.rundir.event_types import AnyEvent, UnitCommitted
 from chainette.io.rundir.folder_rows import read_span

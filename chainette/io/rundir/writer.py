@@ -22,7 +22,7 @@ from chainette.engine.budget import Amounts, Budget, BudgetLimits, budget_of
 from chainette.engine.price import Rate
 from chainette.errors import NotFinished, RunStopped
 from chainette.io.rundir.accepted_rows import AcceptedRows
-from chainette.io.rundir.changes import different_models
+from chainette.io.rundir.chain_changes import different_models
 from chainette.io.rundir.dependents import starts_of
 from chainette.io.rundir.derived_files import publish_metadata
 from chainette.io.rundir.durable_rows import rows_of_root

@@ -16,7 +16,7 @@ from chainette.core.compile import compile_chain
 from chainette.core.setting_changes import SETTINGS, Settings, appended, kept, lowered, more_rounds, raised, settings_of_engine
 from chainette.engine.backends import BUILT_IN, backend_class
 from chainette.engine.config import EngineConfig, EngineRegistry, using_registry
-from chainette.io.rundir.changes import Changes, changes_between
+from chainette.io.rundir.chain_changes import Changes, changes_between
 from chainette.io.rundir.graph import Graph
 from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.run.options import RunOptions

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from chainette.core.plan import Plan
-from chainette.io.rundir.changes import different_models
+from chainette.io.rundir.chain_changes import different_models
 from chainette.io.rundir.event_types import (
     AnswersDiscarded,
     EngineAdapted,

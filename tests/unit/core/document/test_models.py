@@ -9,9 +9,9 @@ from typing import Any, Literal, Optional
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
-from chainette.core.check import misfits, model_problems
 from chainette.core.document.models import Models
 from chainette.core.document.yaml_parts import Part, parts_of
+from chainette.core.model_fit import misfits, model_problems
 from chainette.core.usercode.fingerprint import fingerprint_model
 from chainette.errors import LoadError
 

@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from chainette.core.check import misfits, model_problems, same_but_for_case
+from chainette.core.model_fit import misfits, model_problems, same_but_for_case
 
 T = TypeVar("T")
 Age = NewType("Age", int)

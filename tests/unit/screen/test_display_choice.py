@@ -15,7 +15,7 @@ import pytest
 
 from chainette import Chain, apply
 from chainette.errors import RunStopped
-from chainette.screen.shown import shown
+from chainette.screen.display_choice import shown
 from tests.support.chains import Text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from chainette.utils.recent import Recent
+from chainette.utils.recent_values import Recent
 
 
 def key(number: int) -> bytes:
