@@ -71,6 +71,17 @@ class Durable:
         ended = len(outputs) + len(self._rejected.get(node, ())) + dropped
         return ended, sum(map(len, outputs.values())), dropped
 
+    def copy(self) -> Durable:
+        """The same outcomes; outcomes that are added to one of the two are not in the other."""
+        found = Durable()
+        found._outputs = {
+            node: {row_id: [*some] for row_id, some in outputs.items()} for node, outputs in self._outputs.items()
+        }
+        found._rejected = {node: {**rejected} for node, rejected in self._rejected.items()}
+        found._dropped = {node: {*dropped} for node, dropped in self._dropped.items()}
+        found._earlier = {node: {**earlier} for node, earlier in self._earlier.items()}
+        return found
+
     def within(self, includes: Callable[[str, str], bool]) -> Durable:
         """The outcomes of the rows for which `includes(node, row id)` is true."""
         found = Durable()

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import mock
 
 import pytest
 import redis
@@ -21,6 +22,7 @@ from chainette_workers.sink.redis_fleet import RedisFleet
 from chainette_workers.worker.configuration import WorkerConfig
 
 from chainette import Chain
+from chainette.core.durable import Durable
 from chainette.core.plan import Plan
 from chainette.core.usercode.loading import load_chain
 from chainette.errors import RunDirectoryInUse, RunStopped
@@ -30,6 +32,7 @@ from chainette.fleet.redis.connect import connect
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
 from chainette.io.rundir.result import RunResult
+from chainette.io.rundir.writer import RunWriter
 from chainette.run.session import Session
 from tests.support.chains import content
 from tests.support.cli import Project, logged, until
@@ -227,6 +230,24 @@ def test_a_raised_setting_begins_an_epoch_of_the_fleet(site: Site, database: Dat
     [resumed] = site.events("run_resumed")
     assert resumed["epoch"] == 1
     assert resumed["graph"]["nodes"][-1]["rescue"] == {"max_attempts": 2, "escalate": [], "max_tokens": 1024}
+
+
+@pytest.mark.long
+def test_the_coordinator_and_the_sink_read_an_incomplete_root_once_each(site: Site, database: Database) -> None:
+    with site.worker(database.url), pytest.raises(RunStopped, match="enough"):
+        site.run(Driven(database.url, window=24, moves=6))
+    database.client.flushdb()
+    reads, read = Counter[int](), RunWriter.durable
+
+    def durable(self: RunWriter, root: int) -> Durable | None:
+        found = read(self, root)
+        reads[root] += found is not None
+        return found
+
+    with site.worker(database.url), mock.patch.object(RunWriter, "durable", durable):
+        result = site.run(Driven(database.url, window=24), resume=True)
+    site.require_whole(result)
+    assert set((+reads).values()) == {2}
 
 
 @pytest.mark.long

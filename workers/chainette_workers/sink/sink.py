@@ -216,9 +216,9 @@ class Sink:
                 continue
             durable = self.writer.durable(root)
             opened[root] = admitted_as(root, record, durable)
-            again = self.writer.durable(root) if durable is not None else None
             ids = self._input.ids(root)[: record.records]
-            live[root] = AcceptedRoot(self.plan, root, record.rows, again or Durable(), ids)
+            accepted = durable.copy() if durable is not None else Durable()  # it has entries before the writer
+            live[root] = AcceptedRoot(self.plan, root, record.rows, accepted, ids)
         self._live |= live  # all or none, as the writer: Redis may fail in between
         return opened
 
