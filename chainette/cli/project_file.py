@@ -173,7 +173,7 @@ def _located(key: str, value: Any, base: Path, here: Path, origin: str) -> Any:
         return tuple(_located(key, each, base, here, origin) for each in value)
     path = base / os.path.expanduser(value)  # noqa: PTH111 - as above
     if key in ("chain-root", "engines") and not path.exists():
-        raise SettingsError(f"{origin}: {key} is {value}, which is not there")
+        raise SettingsError(f"{origin}: {key} is {value}, which does not exist")
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 

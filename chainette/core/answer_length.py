@@ -13,7 +13,7 @@ __all__ = ["longest_answer"]
 _SCALARS: Mapping[str, int] = {"boolean": 5, "null": 4, "integer": 20, "number": 25}
 _FORMATS: Mapping[str, int] = {"date": 10, "time": 21, "date-time": 35, "duration": 40, "uuid": 36, "ipv4": 15, "ipv6": 45}
 
-#: The characters around a text, a list or an object, and behind a name or a value: a colon or a comma, and a space.
+#: The characters around a text, a list or an object, and after a name or a value: a colon or a comma, and a space.
 _QUOTES, _BETWEEN = 2, 2
 
 

@@ -189,7 +189,7 @@ def pick_problem(pick: object, model: type[BaseModel], local: Mapping[str, Any])
 def _function_problem(pick: Callable[..., Any], model: type[BaseModel], local: Mapping[str, Any]) -> str:
     name, parameters, hints = f"pick={name_of(pick)}", positional(pick), hints_of(pick, local)
     if inspect.iscoroutinefunction(pick):
-        return f"{name} is async; leave pick out, and choose in an apply(...) behind the step"
+        return f"{name} is async; leave pick out, and choose in an apply(...) after the step"
     if len(parameters) != 1:
         return f"{name} must take (candidates), it takes {len(parameters)} parameters"
     taken, given = hints.get(parameters[0]), hints.get("return")

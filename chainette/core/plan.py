@@ -36,7 +36,7 @@ class Plan:
     forks: Mapping[str, Fork]
     #: Engines that steps name.
     engines: Mapping[str, EngineConfig]
-    #: The type behind every name a row can hold.
+    #: The type of every name that a row can hold.
     types: Mapping[str, Any]
     #: Columns groups of `flattened/`, in order: `chain_input`, node ids, aliases, ending branches.
     columns: tuple[str, ...]

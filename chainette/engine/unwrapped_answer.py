@@ -31,13 +31,13 @@ _decode = json.JSONDecoder().raw_decode
 
 
 def unwrapped(text: str) -> tuple[str, str]:
-    """(thoughts, answer): the answer is the only JSON object behind the thoughts; without exactly one, all of that text."""
+    """(thoughts, answer): the answer is the only JSON object after the thoughts; without exactly one, all of that text."""
     thoughts, rest = _split(text)
     return thoughts, _answer_in(rest) or rest.strip()
 
 
 def holds_object(text: str) -> bool:
-    """Whether the text is a whole answer: exactly one complete JSON object behind the thoughts."""
+    """Whether the text is a whole answer: exactly one complete JSON object after the thoughts."""
     return _answer_in(_split(text)[1]) is not None
 
 

@@ -56,7 +56,7 @@ class Coordinator:
     queue: LeasedQueue
     keys: RunKeys
     plan: Plan
-    #: The pending roots behind a given root (-1: all); called again when another coordinator went ahead.
+    #: The pending roots after a given root (-1: all); called again when another coordinator went ahead.
     pending: Callable[[int], Iterator[Root]]
     #: The rows of a root that were durable when the epoch began.
     durable: Callable[[int], Durable | None]

@@ -65,7 +65,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, Any] = {}
     #: Engines whose answers are simulated.
     simulated: list[str] = []
-    #: Functions that would have to be called, so that the rows behind them are not known.
+    #: Functions that would have to be called, so that the rows after them are not known.
     functions: list[str] = []
 
     @property

@@ -114,7 +114,7 @@ def resume(
     """Goes on with the run of a directory from its durable rows; nothing durable is asked for again.
 
     The chain is loaded as the log says unless it is given. With `from_step` that step, or those steps, and
-    everything that depends on them is computed anew; with `select="changed+"` everything the chain would make otherwise
+    everything that depends on them is recomputed; with `select="changed+"` everything the chain would make otherwise
     now, and with `select="rejected"` the rejected rows (see `run/selected_rows.py`). `inputs` names the input's new place if it
     has moved; "-" is standard input, which a run with `accept` goes on with.
     `more` names files that are appended to the input of a finished run: their records number on, and begin a new root.

@@ -97,7 +97,7 @@ class Repeats:
 
 @dataclass
 class Forecast:
-    """The known part of a run, and the places behind which it is not known."""
+    """The known part of a run, and the places after which it is not known."""
 
     #: Records of the input that were looked at.
     records: int = 0

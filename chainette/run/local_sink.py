@@ -59,7 +59,7 @@ class LocalSink:
     #: Gets the finished rows of each root; may wait.
     deliver: Callable[[list[Row]], Awaitable[None]] | None = None
     keys: RunKeys = field(init=False)
-    #: Whether the writer gave up within a group, so that nothing may be written behind it.
+    #: Whether the writer gave up within a group, so that nothing may be written after it.
     torn: bool = False
     _position: tuple[str, str] = (ANCHOR, "")
     _noted: str = "0-0"
@@ -88,7 +88,7 @@ class LocalSink:
 
         Raises:
             RunStopped: too many rows of a step were rejected.
-            DiskError: the disk refused.
+            DiskError: the disk is full, or a write failed.
         """
         events, entries = self.take()
         if not events and not entries:

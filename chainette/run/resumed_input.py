@@ -49,7 +49,7 @@ def resumed_input(
 
 
 def lengthened_input(source: InputFile, directory: RunDir, state: RunState, options: RunOptions) -> InputFile:
-    """The input with the files of --more behind it, or with those at URLs that a higher limit needs."""
+    """The input followed by the files of --more, or with those at URLs that a higher limit needs."""
     known = _moved(options) or input_paths(state.input, directory, Path(options.chain_root))
     origin, rest = source.origin, source.origin.get("rest", ())
     records = open_input(known).total() if rest else 0

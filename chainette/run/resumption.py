@@ -1,4 +1,4 @@
-"""Going on with an existing run directory, and computing some of its rows anew."""
+"""Resumes a run in an existing directory, and recomputes some of its rows."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def resume(
     words = [*(f"{step}+" for step in from_steps), *options.select]
     chosen = await anyio.to_thread.run_sync(selection_of, words, plan, state)
     if words and options.more:
-        raise InputError("--more appends to the run as it is, --select computes rows anew; give one after the other")
+        raise InputError("--more appends to the run as it is, --select recomputes rows; give one after the other")
     if chosen.steps:
         nodes = await anyio.to_thread.run_sync(taken_back, directory, plan, state, chosen.steps)
         reopen = Reopen(nodes=nodes)
@@ -69,7 +69,7 @@ async def resume(
     if chosen.rejected:
         return await _retry(directory, plan, state, options, Rejections())
     if words:
-        _log.warning("%s: nothing has changed since its rows were written, so none is computed anew", directory)
+        _log.warning("%s: nothing has changed since its rows were written, so none is recomputed", directory)
     require_unchanged(directory, state, plan)
     tell_rescues(directory, state, plan)
     if options.more:
@@ -236,7 +236,7 @@ def _still_there(directories: Sequence[str]) -> tuple[str, ...]:
 
 
 def _with_engine(plan: Plan, registry: EngineRegistry, engine: str, steps: frozenset[str]) -> Plan:
-    """The plan with another engine behind its steps, for one session."""
+    """The plan with another engine for its steps, for one session."""
     nodes = {
         node.id: replace(node, engine=engine, escalate=(), instead_of=node.engine)
         if node.kind is NodeKind.STEP and (not steps or node.node.id in steps)

@@ -1,4 +1,4 @@
-"""Whether a run still has the chain that computed its rows, and how to compute stale rows anew."""
+"""Whether a run still has the chain that computed its rows, and how to recompute stale rows."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _require_engine_column(directory: RunDir, state: RunState, plan: Plan) -> No
         steps = " and ".join(lacking)
         raise ChainChanged(
             f"{directory}: {steps} has `escalate` now, but its {kind} shards have no column `_engine`; a run in jsonl takes "
-            f"it. To compute {steps} anew: `chainette resume {directory} {_sets(state, plan)}{_from(lacking)}`"
+            f"it. To recompute {steps}: `chainette resume {directory} {_sets(state, plan)}{_from(lacking)}`"
         )
 
 
@@ -66,13 +66,13 @@ def tell_rescues(directory: RunDir, state: RunState, plan: Plan) -> None:
 
 
 def way_to_recompute(directory: RunDir, starts: Sequence[str], sets: str = "", rows: str = "") -> str:
-    """A sentence with the command that computes these nodes, and all that follow, anew."""
+    """A sentence with the command that recomputes these nodes and all that follow."""
     if starts == [CHAIN_INPUT]:
-        purpose = "To read the input and compute every row anew"
+        purpose = "To read the input and recompute every row"
     elif starts == [FLATTENED]:
         purpose = "To keep every row, and put flattened together as the chain is now"
     else:
-        purpose = f"To compute {' and '.join(starts)} and all that follow anew"
+        purpose = f"To recompute {' and '.join(starts)} and all that follow"
     return f"{purpose}{rows}: `chainette resume {directory} {sets}{_from(starts)}`"
 
 

@@ -74,7 +74,7 @@ class LocalRun(Worker):
     Raises (from `run`):
         RunStopped: an engine did not answer for too long, or too many rows were rejected.
         EngineConfigError: an engine can never be opened.
-        DiskError: the disk refused.
+        DiskError: the disk is full, or a write failed.
     """
 
     plan: Plan
@@ -198,7 +198,7 @@ class LocalRun(Worker):
 
     @property
     def _has_enough(self) -> bool:
-        """Whether all rows that are wanted are accepted, so that those behind them need not go on."""
+        """Whether all rows that are wanted are accepted, so that later rows need not be processed."""
         return has_enough(self.writer.accepted)
 
     def _admits(self, root: int) -> bool:

@@ -24,7 +24,7 @@ CHANGED, REJECTED = "changed", "rejected"
 class Selection:
     """Rows that are computed again; none if it is empty."""
 
-    #: Steps that are computed anew, with everything that follows.
+    #: Steps that are recomputed, with everything that follows.
     steps: tuple[str, ...] = ()
     #: Whether rejected rows are opened again.
     rejected: bool = False
@@ -39,7 +39,7 @@ def changes_since(state: RunState, plan: Plan) -> Changes | None:
 
 
 def stale_starts(plan: Plan, state: RunState, changes: Changes) -> list[str]:
-    """The steps to compute anew after these changes: those of the `--from` a plain resume prints."""
+    """The steps to recompute after these changes: those of the `--from` that a plain resume prints."""
     return starts_of(plan, [*changes.stale, *lost_nodes(plan, state)])
 
 
@@ -60,9 +60,7 @@ def selection_of(words: Sequence[str], plan: Plan, state: RunState) -> Selection
         chosen = _changed(plan, state) if name == CHANGED and name not in plan.nodes else [name]
         require_nodes(plan, chosen, (CHAIN_INPUT, FLATTENED))
         if not plus and (followers := _followers(plan, chosen)):
-            raise InputError(
-                f"--select {word}: {', '.join(followers)} would have to be computed anew too; write --select {word}+"
-            )
+            raise InputError(f"--select {word}: {', '.join(followers)} would have to be recomputed too; write --select {word}+")
         steps += chosen
     return Selection(tuple(dict.fromkeys(steps)), REJECTED in words)
 

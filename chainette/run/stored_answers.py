@@ -32,7 +32,7 @@ _log = logging.getLogger("chainette")
 #: Bytes of a claim.
 _CLAIM = 8
 
-#: The most entries of one key that are looked at, and the number of claimed ones after which the place behind them is
+#: The most entries of one key that are looked at, and the number of claimed ones after which the place that follows them is
 #: remembered.
 _LOOKS, _PASSED = 64, 16
 
@@ -54,7 +54,7 @@ def index_own(sources: AnswerSources | None) -> None:
 
     Raises:
         DamagedRun: a shard is not there, or does not hold the bytes that were written.
-        DiskError: the disk refused.
+        DiskError: the disk is full, or a write failed.
     """
     if sources is not None and sources.own:
         pinned = _pinned(RunDir(sources.own), Path(sources.folder))
@@ -82,7 +82,7 @@ class StoredAnswers:
         Raises:
             InputError: a directory holds no run.
             DamagedRun: a shard of one is not there, or does not hold the bytes that were written.
-            DiskError: the disk refused.
+            DiskError: the disk is full, or a write failed.
         """
         require_runs(sources.directories)
         folder = Path(sources.folder)

@@ -212,7 +212,7 @@ RUN = Dashboard(
         Question(
             "Which step is the bottleneck?",
             [
-                lines("Units that wait", "short", "The step behind which they pile up is the slow one.",
+                lines("Units that wait", "short", "The step at which they pile up is the slow one.",
                       (f"max by (step, engine) (chainette_queue_units{{{_STEP}}})", "{{step}} ({{engine}})")),
                 lines("Age of the oldest unit", "s", "How long a step's queue makes a unit wait.",
                       (f"max by (step) (chainette_queue_oldest_age_seconds{{{_STEP}}})", "{{step}}")),

@@ -330,7 +330,7 @@ def test_a_step_that_the_chain_no_longer_has_is_named_and_its_rows_go_only_when_
     assert metadata["steps"]["grade"]["in"] == 20
 
 
-def test_two_changed_steps_in_branches_side_by_side_can_both_be_computed_anew(project: Project) -> None:
+def test_two_changed_steps_in_branches_side_by_side_can_both_be_recomputed(project: Project) -> None:
     chain = (project.path / "chain.py").read_text()
     aside = chain.replace('Branch("pieces_of", [split])', 'Branch("pieces_of", [split, again])').replace(
         "side = Step(", 'again = Step(id="again", output_model=Fact, engine_name="writer", user_prompt="a")\nside = Step('

@@ -132,7 +132,7 @@ def test_retry_without_anything_to_retry_is_an_error(project: Project) -> None:
 def test_rollback_undoes_a_retry_and_status_says_which_versions_there_are(project: Project) -> None:
     before = lines(project, "jsonl")
     refused = project.chainette("rollback", "jsonl")
-    assert refused.returncode == 1 and "jsonl has no earlier version to go back to" in refused.stderr
+    assert refused.returncode == 1 and "jsonl has no earlier version to restore" in refused.stderr
     assert "version " not in project.chainette("status", "jsonl").stdout
     project.chainette("rejected", "jsonl", "--retry", "--step", "grade", "--engine", "writer", "--quiet")
     after = lines(project, "jsonl")
@@ -192,7 +192,7 @@ def test_a_directory_that_a_crash_left_between_two_names_is_found_by_every_comma
     shutil.copytree(project.path / ".jsonl.old", project.path / ".jsonl.fork")
     done = project.chainette(*words)
     if words[0] == "run":
-        assert done.returncode == 1 and "already; go on with it: `chainette resume jsonl`" in done.stderr
+        assert done.returncode == 1 and "; continue it with `chainette resume jsonl`" in done.stderr
     else:
         assert done.returncode == 0, done.stderr
     assert (project.path / "jsonl/events.jsonl").read_bytes() == before

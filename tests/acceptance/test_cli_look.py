@@ -76,7 +76,7 @@ def test_ls_reads_the_log_if_it_is_newer_than_the_metadata(project: Project, tmp
 
 def test_ls_without_a_run_says_how_to_make_one(project: Project, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        assert told(project, "ls", str(folder)) == f"no runs below {folder}; chainette run CHAIN INPUTS makes one\n"
+        assert told(project, "ls", str(folder)) == f"no runs below {folder}; chainette run CHAIN INPUTS begins one\n"
 
 
 @pytest.mark.parametrize("kind", FORMATS)

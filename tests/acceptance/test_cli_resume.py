@@ -100,7 +100,7 @@ def test_a_changed_prompt_is_refused_with_the_from_that_takes_it(project: Projec
     assert "grade" in nodes and "extract" not in nodes
 
 
-def test_a_step_hidden_after_a_kill_is_refused_and_computed_anew_as_told(project: Project) -> None:
+def test_a_step_hidden_after_a_kill_is_refused_and_recomputed_as_told(project: Project) -> None:
     assert stop_in_the_middle(project, signal.SIGKILL).returncode == -9
     chain = project.path / "chain.py"
     text = chain.read_text()
@@ -130,7 +130,7 @@ def test_a_label_list_in_a_file_and_a_variable_of_the_environment_are_noticed(tm
     assert project.chainette("resume", "out", TONE="kind").returncode == 0
     (tmp_path / "labels.json").write_text('["new"]')
     refused = project.chainette("resume", "out", TONE="kind")
-    assert "split has other code, or uses other data" in refused.stderr and "--from split" in refused.stderr
+    assert "split has different code, or uses different data" in refused.stderr and "--from split" in refused.stderr
     refused = project.chainette("resume", "out", TONE="stern")
     assert "prompt of extract: 1 line changed" in refused.stderr and "--from extract" in refused.stderr
     assert project.chainette("resume", "out", "--from", "extract", TONE="stern").returncode == 0

@@ -65,7 +65,7 @@ def test_a_changed_log_runs_no_chain_unasked_and_does_with_yes(project: Project,
         assert project.chainette(*look).returncode == 0
     refused = project.chainette(*words)
     assert refused.returncode == 1 and not ran(project)
-    assert "it was not begun by you on this machine, or its log was changed" in refused.stderr
+    assert "you did not begin it on this machine, or its log was changed" in refused.stderr
     assert "elsewhere/chain.py:chain, which is code; if you trust it, add --yes" in refused.stderr
     project.chainette(*words, "--yes")
     assert ran(project)
@@ -86,7 +86,7 @@ def test_a_log_of_another_user_asks(project: Project) -> None:
     os.chown(project.path / "out/events.jsonl", 12345, -1)
     refused = project.chainette("resume", "out")
     assert refused.returncode == 1
-    assert "its log belongs to user 12345, and you are user 0" in refused.stderr
+    assert "its log belongs to user 12345, but you are user 0" in refused.stderr
     assert project.chainette("resume", "out", "--yes", "--quiet").returncode == 3
 
 

@@ -285,7 +285,7 @@ def test_a_redis_that_comes_back_empty_costs_a_handed_over_run_an_epoch_and_no_r
 
 
 @pytest.mark.long
-def test_steps_are_computed_anew_by_the_sink_that_has_the_run_and_what_is_before_them_is_kept(site: Site) -> None:
+def test_steps_are_recomputed_by_the_sink_that_has_the_run_and_what_is_before_them_is_kept(site: Site) -> None:
     with site.fleet("coordinator", "sink") as [*_, worker]:
         run = site.detach("fleet", "--window", "16")
         until(lambda: site.committed("fleet") > 12)

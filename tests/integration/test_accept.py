@@ -130,7 +130,7 @@ def test_the_report_and_an_export_have_the_accepted_rows(tmp_path: Path) -> None
     done = CliRunner().invoke(app, ["report", str(out)])
     assert done.exit_code == 0, done.output
     page = (out / "report.html").read_text()
-    assert f"7 of 7 wanted rows accepted; rows behind {result.metadata['accept']['last']} are surplus" in page
+    assert f"7 of 7 wanted rows accepted; rows after {result.metadata['accept']['last']} are surplus" in page
     assert "surplus" in page.partition("<table")[2]
     assert sum(1 for _ in result.rows("many")) == len(result.to_arrow("many"))
     files = result.export(tmp_path / "exported", "jsonl", "many")
@@ -233,7 +233,7 @@ def test_the_number_in_the_log_counts_and_not_the_one_in_the_chain(tmp_path: Pat
     assert resume(tmp_path / "run", chain(), accept=9).metadata["rows_finished"] == 9
 
 
-def test_a_retry_and_a_step_computed_anew_accept_the_first_rows_as_they_are_then(tmp_path: Path) -> None:
+def test_a_retry_and_a_step_recomputed_accept_the_first_rows_as_they_are_then(tmp_path: Path) -> None:
     broken = {3}
 
     def fragile(number: Number) -> Number:

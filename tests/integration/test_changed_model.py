@@ -87,7 +87,7 @@ def asked(result: RunResult) -> dict[str, int]:
     return {name: result.metadata["steps"][name]["usage"]["requests"] for name in ("first", "second")}
 
 
-def test_a_model_file_that_was_overwritten_in_place_is_refused_and_computed_anew_as_told(tmp_path: Path, model: Path) -> None:
+def test_a_model_file_that_was_overwritten_in_place_is_refused_and_recomputed_as_told(tmp_path: Path, model: Path) -> None:
     begun(model, tmp_path / "run")
     log = (tmp_path / "run/events.jsonl").read_bytes()
     model.write_bytes(b"GGUF new weights")

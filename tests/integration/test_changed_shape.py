@@ -238,7 +238,7 @@ def columns(result: RunResult) -> set[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize(("change", "format"), crossed([*CHANGES], FORMATS))
-def test_a_changed_shape_is_refused_untouched_and_computed_anew_as_printed(
+def test_a_changed_shape_is_refused_untouched_and_recomputed_as_printed(
     tmp_path: Path, inputs: Path, change: str, format: Format
 ) -> None:
     old, new, words, steps = CHANGES[change]
@@ -276,7 +276,7 @@ def test_a_finished_run_gets_other_names_without_asking_any_engine(tmp_path: Pat
     assert again.metadata["usage"]["requests"] == asked
 
 
-def test_hidden_rows_that_a_finished_run_deleted_are_among_what_is_computed_anew(tmp_path: Path, inputs: Path) -> None:
+def test_hidden_rows_that_a_finished_run_deleted_are_among_what_is_recomputed(tmp_path: Path, inputs: Path) -> None:
     def hiding(name: str) -> Chain:
         return chain(a(), step("f", yield_output=False), [joined(name)])
 

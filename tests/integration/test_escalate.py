@@ -359,7 +359,7 @@ def test_shards_with_fixed_columns_take_a_first_escalate_only_anew(tmp_path: Pat
 
 
 @pytest.mark.parametrize("after", [(), ("huge",), ("huge", "big")])
-def test_engines_that_are_taken_away_or_replaced_are_refused_with_the_step_to_compute_anew(
+def test_engines_that_are_taken_away_or_replaced_are_refused_with_the_step_to_recompute(
     tmp_path: Path, after: tuple[str, ...]
 ) -> None:
     with scripted(small=small, big=big, huge=big):

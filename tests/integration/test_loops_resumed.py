@@ -226,7 +226,7 @@ def test_a_retry_leaves_exhausted_rows_for_which_no_round_is_left(tmp_path: Path
     assert (tmp_path / "run/events.jsonl").read_bytes() == log
 
 
-def test_fewer_rounds_and_other_endings_are_refused_with_the_loop_to_compute_anew(tmp_path: Path) -> None:
+def test_fewer_rounds_and_other_endings_are_refused_with_the_loop_to_recompute(tmp_path: Path) -> None:
     kept: dict[str, Any] = {"max_rounds": 4, "on_exhausted": "keep"}
     refused: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         ({"max_rounds": 4}, {"max_rounds": 3}, "max_rounds=3 under reject now (was 4 under reject, with which"),
@@ -259,7 +259,7 @@ def fourth(item: Draft) -> Verdict:
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
-def test_from_a_node_of_a_loop_round_1_of_it_and_all_that_follows_is_computed_anew(tmp_path: Path, format: Any) -> None:
+def test_from_a_node_of_a_loop_round_1_of_it_and_all_that_follows_is_recomputed(tmp_path: Path, format: Any) -> None:
     inputs, calls = [N(n=number) for number in (1, 2, 3, 7)], list[tuple[int, int]]()
     chain = counted(calls)
     first = chain.run(inputs, tmp_path / "run", format=format, max_rows_per_file=3)

@@ -296,7 +296,7 @@ def test_an_export_is_whole_in_its_folder_and_never_overwrites(
     with pytest.raises(RunError, match=r"s3://none/out: cannot be written: .*bucket does not exist"):
         finished.upload("s3://none/out", "jsonl", "same")
     assert not (store.folder / "none").exists()
-    with pytest.raises(RunDirectoryError, match=r"s3://bucket/new is no folder of this machine: result.upload"):
+    with pytest.raises(RunDirectoryError, match=r"s3://bucket/new is not a folder on this machine; result.upload"):
         finished.export("s3://bucket/new")
 
 

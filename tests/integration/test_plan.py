@@ -129,7 +129,7 @@ def test_what_a_sample_asked_is_not_asked_again(tmp_path: Path) -> None:
     assert len({request.messages for request in asked if request.schema_name == "ask"}) == 40 and steps["ask"]["reused"] == 10
 
 
-def test_a_run_that_took_a_sample_is_computed_anew_and_moved_with_it(tmp_path: Path) -> None:
+def test_a_run_that_took_a_sample_is_recomputed_and_moved_with_it(tmp_path: Path) -> None:
     file, out = inputs(tmp_path, 12), tmp_path / "out"
     with scripted({"capacity": 4}, llm=lambda _request: answer()) as scripts:
         chain, asked = two_steps(prompt="{{ text }}"), scripts["llm"].requests

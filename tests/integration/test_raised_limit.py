@@ -110,7 +110,7 @@ def test_rows_of_a_hidden_step_that_are_gone_are_not_needed_for_more_records(pat
         assert rows(result, step) == rows(expected, step)
 
 
-def test_a_step_can_be_computed_anew_after_the_limit_was_raised(path: Path, tmp_path: Path) -> None:
+def test_a_step_can_be_recomputed_after_the_limit_was_raised(path: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     chain().run(path, out, limit=10)
     executor.resume(out, chain(), limit=30)

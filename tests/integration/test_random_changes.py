@@ -101,7 +101,7 @@ def counts(result: RunResult) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", some(range(40), 4, 3))
-def test_a_random_change_is_computed_anew_as_printed(tmp_path: Path, seed: int) -> None:
+def test_a_random_change_is_recomputed_as_printed(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     steps = built(Drawing(seed).elements(0, 4))
     old = Chain(name="random", batch_size=2, steps=steps)

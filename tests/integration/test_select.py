@@ -84,7 +84,7 @@ def test_a_step_with_a_plus_is_from_and_without_one_only_the_last(tmp_path: Path
         resume(run.dir, chain(), select="second+")
         assert asked(scripts["llm"], since) == {"second": ROWS, "third": 2 * ROWS}
         log = (run.dir / "events.jsonl").read_bytes()
-        with pytest.raises(InputError, match=r"loud, third would have to be computed anew too; write --select second\+"):
+        with pytest.raises(InputError, match=r"loud, third would have to be recomputed too; write --select second\+"):
             resume(run.dir, chain(), select="second")
         with pytest.raises(InputError, match=r"loud, third would .*; write --select changed\+"):
             resume(run.dir, chain(second="Now {{ first.word }}", third="!"), select=["changed"])

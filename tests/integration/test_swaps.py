@@ -162,7 +162,7 @@ def test_a_run_that_stops_in_any_phase_goes_on_in_it_and_asks_nothing_again(
 
 
 @pytest.mark.long
-def test_steps_that_are_computed_anew_begin_with_the_first_phase(thrashing: Site, database: Database) -> None:
+def test_steps_that_are_recomputed_begin_with_the_first_phase(thrashing: Site, database: Database) -> None:
     thrashing.run(Driven(database.url, window=8))
     drive = Driven(database.url, window=8)
     result = resume(thrashing.path / "out", thrashing.chain, from_step="extract", drive=drive)

@@ -177,7 +177,7 @@ def test_a_file_system_without_hard_links_gets_copies(tmp_path: Path, script: Sc
 def test_rollback_without_a_version_or_beside_a_process_at_work_changes_nothing(tmp_path: Path, script: Script) -> None:
     run = begun(tmp_path)
     before = files(run.dir)
-    with pytest.raises(RunDirectoryError, match="has no earlier version to go back to"):
+    with pytest.raises(RunDirectoryError, match="has no earlier version to restore"):
         rollback(run.dir)
     with pytest.raises(RunDirectoryError, match="nowhere holds no run"):
         rollback(tmp_path / "nowhere")

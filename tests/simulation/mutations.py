@@ -198,7 +198,7 @@ MUTATIONS = (
     ),
     # the directory
     Mutation(
-        "the log speaks of rows before they are synced",
+        "the log mentions rows before they are synced",
         _WRITER,
         "            for stream in self._streams.values():\n                stream.sync()\n        return self.record(events)\n",
         "            pass\n        logged = self.record(events)\n        for stream in self._streams.values():\n            stream.sync()\n        return logged\n",

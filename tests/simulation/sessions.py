@@ -93,7 +93,7 @@ class Sessions:
     server: Server
     #: Whether the run goes in a fleet.
     fleet: bool = False
-    #: Node -> retries that took effect before it was computed anew; and retries in all.
+    #: Node -> retries that took effect before it was recomputed; and retries in all.
     anew: dict[str, int] = field(default_factory=dict)
     retries: int = 0
     #: Rows the next session accepts.

@@ -47,7 +47,7 @@ class _End:
 class Meaning:
     """Reads rows through the elements, and notes all that each comes to.
 
-    Rejected rows are asked again `retries` times. A node in `anew` was computed anew after so many of them.
+    Rejected rows are asked again `retries` times. A node in `anew` was recomputed after so many of them.
     """
 
     retries: int = 0

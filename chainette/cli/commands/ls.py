@@ -47,7 +47,7 @@ def ls(
             table.add_row(*(visible_line(_cell(run[column])) for column in columns))
         console().print(table)
     else:
-        console().print(f"no runs below {folder}; {command_line('run', 'CHAIN', 'INPUTS')} makes one", soft_wrap=True)
+        console().print(f"no runs below {folder}; {command_line('run', 'CHAIN', 'INPUTS')} begins one", soft_wrap=True)
 
 
 def _directories(folder: Path) -> Iterator[Path]:

@@ -56,7 +56,7 @@ def plan(
     """Estimate the requests of a run of CHAIN over INPUTS, and their cost.
 
     The rows are counted: as far as answers are known, from the run that is in DIR, from --reuse and from a sample, the input
-    goes through the chain without asking anybody. Rows behind answers nobody has yet are estimated, and marked by ~.
+    goes through the chain without asking anybody. Rows that depend on answers nobody has yet are estimated, and marked by ~.
     If DIR has a run, it is the plan of a resume, with the changes since.
 
     With --sample, some records are really asked, and the other numbers follow from their answers; `run -o DIR` takes these,

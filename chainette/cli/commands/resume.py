@@ -61,7 +61,7 @@ MovedInputs = Annotated[
         "--input",
         metavar="PATH",
         help="The new path of an input that was moved; repeatable. With --accept, - reads standard input again from its "
-        "start, and goes on behind the rows that are known.",
+        "start, and continues after the known rows.",
     ),
 ]
 
@@ -103,7 +103,7 @@ def resume(
     appended = tuple(map(_placed, more or ()))
     if appended and (from_step or select):
         flag = "--from" if from_step else "--select"
-        raise typer.BadParameter(f"--more appends to the run as it is, {flag} computes rows anew; give one after the other")
+        raise typer.BadParameter(f"--more appends to the run as it is, {flag} recomputes rows; give one after the other")
     asked = Resumption(tuple(from_step or ()), moved, appended, texts_of(parameters), settings, tuple(select or ()))
     run = RunDir(directory)
     begun = read_created(run)

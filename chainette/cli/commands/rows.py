@@ -47,7 +47,7 @@ def rows(
         bool, typer.Option("--records", help="Show one field per line; the default if a table would be hard to read.")
     ] = False,
     surplus: Annotated[
-        bool, typer.Option("--surplus", help="Also show rows that a run with --accept computed behind the last accepted one.")
+        bool, typer.Option("--surplus", help="Also show rows that a run with --accept computed after the last accepted one.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -25,7 +25,7 @@ def field_lines(row: Mapping[str, Any], screen: Console) -> Iterator[str]:
 
 
 def indented(head: str, text: str, screen: Console) -> Iterator[str]:
-    """A text behind `head`, all its lines at one indentation. Lines a terminal is too narrow for are broken between
+    """A text after `head`, all its lines at one indentation. Lines a terminal is too narrow for are broken between
     words; elsewhere they stay whole, for grep."""
     room = screen.width - len(head) if screen.is_terminal else 0
     lines = [part for line in text.splitlines() or [""] for part in (_broken(line, screen, room) if room >= _LEAST else [line])]

@@ -56,7 +56,7 @@ def accounting_line(metadata: Mapping[str, Any]) -> str:
 
 
 def accept_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str]) -> Iterator[str]:
-    """The number of accepted rows among the wanted ones, and the surplus that was computed behind the last one."""
+    """The number of accepted rows among the wanted ones, and the surplus that was computed after the last one."""
     accept = metadata.get("accept")
     if accept is None:
         return
@@ -66,7 +66,7 @@ def accept_lines(metadata: Mapping[str, Any], directory: str | os.PathLike[str])
     yield f"accepted: {accept['certain']:,} of {counted(accept['wanted'], 'row')}{last}{missing}"
     surplus = {step: counts["surplus"]["in"] for step, counts in metadata["steps"].items() if "surplus" in counts}
     if rows := ", ".join(f"{step} {count:,}" for step, count in surplus.items() if count):
-        yield f"surplus behind it, which a raised --accept uses ({command_line('resume', directory, '--accept', 'N')}): {rows}"
+        yield f"surplus after it, which a raised --accept uses ({command_line('resume', directory, '--accept', 'N')}): {rows}"
 
 
 def way_lines(metadata: Mapping[str, Any]) -> Iterator[str]:

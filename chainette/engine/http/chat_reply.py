@@ -188,7 +188,7 @@ def _choice(document: Object, *, streamed: bool) -> Object | None:
 
 
 def _failed(error: bytes, usage: Usage) -> Completion:
-    """Reads an error in place of an answer, or behind a part of it.
+    """Reads an error in place of an answer, or after a part of it.
 
     Raises:
         NoAnswer: it may succeed at another try.

@@ -55,7 +55,7 @@ def shown(text: str, base_path: BasePath = str) -> str:
 
 
 def address(engine: str, declared: str, base_path: BasePath = str) -> Address:
-    """The address behind a declared URL, `${NAME}` read from the environment.
+    """The address of a declared URL, `${NAME}` read from the environment.
 
     Raises:
         EngineConfigError: it is not an http(s) URL.

@@ -73,7 +73,7 @@ class Limiter:
         return self._in_flight
 
     async def acquire(self) -> None:
-        """Takes a slot, or waits for one behind all earlier callers."""
+        """Takes a slot, or waits for one after all earlier callers."""
         if not self._waiters and self._in_flight < self.limit:
             self._in_flight += 1
             return

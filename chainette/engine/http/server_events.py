@@ -1,6 +1,6 @@
 """Server-sent events and JSON lines, put together line by line (WHATWG HTML, 9.2.6), as servers write them.
 
-More lenient than the standard: an event may be a line without a blank one behind it, or JSON without `data:`, and
+More lenient than the standard: an event may be a line without a blank one after it, or JSON without `data:`, and
 data that is not an object ("[DONE]", "ping") is passed over.
 """
 

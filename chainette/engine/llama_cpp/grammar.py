@@ -26,7 +26,7 @@ def compact_grammar(schema: dict[str, Any]) -> str:
 
 
 def marked_grammar(schema: dict[str, Any]) -> str:
-    """The same grammar behind a mark, which shows whether llama.cpp follows it."""
+    """The same grammar after a mark, which shows whether llama.cpp follows it."""
     return f'%llguidance {{}}\nstart: "{_MARK}" answer\nanswer: {_json_rule(schema)}'
 
 

@@ -116,7 +116,7 @@ class LiveRoot:
 
 
 class Stream:
-    """Entries of a run behind an anchor; numbered without gaps."""
+    """The entries of a run after an anchor, numbered without gaps."""
 
     def __init__(self, token: str) -> None:
         self._entries = deque([Entry(ANCHOR, token, Admission([]), -1)])
@@ -338,7 +338,7 @@ class RunInMemory:
         return None
 
     def ready(self, waiting: UnitQueue, room: int) -> list[Job]:
-        """The first unit of a queue, and those behind it that fit; those of one root and scope become one."""
+        """The first unit of a queue, and the following ones that fit; those of one root and scope become one."""
         jobs: list[Job] = []
         while (job := self.next_of(waiting.ready, room if jobs else None)) is not None:
             room -= len(job.unit.rows)

@@ -44,7 +44,7 @@ def _held(run: LiveRun) -> Iterator[str]:
 
 def _damaged(run: LiveRun) -> Iterator[str]:
     if run.info.damage:
-        yield f"its record in Redis is damaged ({run.info.damage}); its sink writes it anew, or: chainette resume DIR"
+        yield f"its record in Redis is damaged ({run.info.damage}); its sink rewrites it, or: chainette resume DIR"
 
 
 def _unattended(run: LiveRun) -> Iterator[str]:

@@ -54,7 +54,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     #: Earlier runs to take answers from, below the sink's --runs-root; in its options there are none.
     reuse: tuple[str, ...] = ()
     options: RunSettings = RunSettings()
-    #: Steps to compute anew, with all that depend on them.
+    #: The steps to recompute, with all that depend on them.
     from_steps: tuple[str, ...] = ()
     #: Rises with each order of a run, so that none is followed twice or after a later one; and when it was given, in seconds
     #: since 1970.
@@ -83,7 +83,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, number=max(self.number, number) + 1, at=int(time.time()), id=secrets.token_hex(8))
 
     def followed(self) -> Order:
-        """The order of a run that has begun to follow it: nothing remains to be computed anew."""
+        """The order of a run that has begun to carry it out: there is nothing left to recompute."""
         return msgspec.structs.replace(self, from_steps=())
 
     @property

@@ -91,7 +91,7 @@ def lies_apart(item: Any) -> str | None:
 
 
 def stream_entry(item: Any, body: Any, opened: Open = _as_it_is) -> Entry:
-    """An entry of a run's stream behind its anchor, with the body it has.
+    """An entry of a run's stream after its anchor, with its body.
 
     Raises:
         PutAside: it is none of ours.

@@ -1,8 +1,8 @@
-"""The first rows, in the order of the input, that reach the end: the number that is certain, and the boundary behind them.
+"""The accepted rows: the first rows, in the order of the input, that reach the end, and the boundary after them.
 
-Roots of a run with `accept` become complete in the log one after another, so that `flattened/` holds exactly the accepted
-rows. A root whose rows have ended before waits in memory for the roots before it; after a crash it is
-read back from the shards.
+The roots of a run with `accept` become complete in the log one after another, so that `flattened/` holds exactly the
+accepted rows. A root whose rows have ended early waits in memory for the roots before it; after a crash, it is read back
+from the shards.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class AcceptedRows:
     """The progress of a run that stops after a number of rows."""
 
     wanted: int
-    #: Rows that are certain to be accepted.
+    #: The number of rows that are certain to be accepted.
     certain: int = 0
     #: The number of complete roots, and of their records. No root is complete before all roots before it are.
     roots: int = 0
     records: int = 0
-    #: Finished rows of the next root that `flattened/` has already, since fewer rows were wanted when it was complete.
+    #: Finished rows of the next root that are in `flattened/` already: it was completed when fewer rows were wanted.
     written: int = 0
     #: The id of the last accepted row; "" as long as rows are missing.
     last: str = ""
@@ -43,7 +43,7 @@ class AcceptedRows:
         return self.wanted - self.certain
 
     def take(self, done: RootDone) -> None:
-        """The next root is complete."""
+        """Counts the next root, which is complete."""
         self.roots += 1
         self.records += done.records
         self.written = 0
@@ -52,7 +52,8 @@ class AcceptedRows:
             self.last = done.last.row_id
 
     def want_more(self, wanted: int, done: RootDone | None) -> None:
-        """More rows are wanted; `done`: the root of the last accepted row, which is open again if all were certain."""
+        """Raises the number of wanted rows. `done` is the root of the last accepted row, which is open again if all rows were
+        certain."""
         self.wanted = wanted
         if done is not None:
             self.roots -= 1
@@ -61,7 +62,7 @@ class AcceptedRows:
             self.written, self.last = done.accepted, ""
 
     def records_to_come(self, expected: int | None) -> int | None:
-        """The records of the input that will be needed, at the yield so far; None if unknown. The input has `expected`."""
+        """The records that will be needed at the yield so far; None if unknown. The input has `expected` records."""
         if self.reached:
             return self.records
         if not self.certain:
@@ -70,8 +71,8 @@ class AcceptedRows:
         return needed if expected is None else min(expected, needed)
 
     def admits(self, root: int, batch_size: int, window: float = inf) -> bool:
-        """Whether a root may begin: open roots have no more records than will give the missing rows, at the yield so far, and
-        than fit in the window; one may always be open."""
+        """Whether a root may begin. Open roots have no more records than are needed for the missing rows, at the yield so
+        far, and no more than fit in the window; one root may always be open."""
         if self.reached:
             return False
         ahead = root - self.roots
@@ -80,7 +81,7 @@ class AcceptedRows:
 
 
 def has_enough(accepted: AcceptedRows | None) -> bool:
-    """Whether a run has all the rows it wants, so that rows behind them need not go on; never without `accept`."""
+    """Whether a run has all the rows it wants, so that later rows need not be processed; never without `accept`."""
     return accepted is not None and accepted.reached
 
 
@@ -91,7 +92,7 @@ def may_begin(accepted: AcceptedRows | None, root: int, batch_size: int, window:
 
 @dataclass(frozen=True)
 class Boundary:
-    """Tells which rows of a step come behind the last accepted row."""
+    """The boundary after an accepted row: tells which rows of a step are surplus."""
 
     last: str
     #: See `Graph.expansions`.

@@ -1,6 +1,6 @@
-"""Checks that all rows of a root are accounted for, from the log alone: in = out + rejected + dropped + stopped - expanded.
+"""Checks from the log alone that all rows of a root are accounted for: in = out + rejected + dropped + stopped - expanded.
 
-Done root by root while the log is folded, so that errors of two roots never cancel each other out.
+Each root is checked separately while the log is folded, so that errors in two roots cannot cancel each other out.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ __all__ = ["EngineCounts", "NodeCounts", "RowCounts", "imbalance", "plain_usage"
 
 @dataclass
 class EngineCounts:
-    """Rows that one engine of an escalating step was asked for, by their result."""
+    """The rows that one engine of an escalating step was asked, by their result."""
 
     given: int = 0
     rejected: int = 0
-    #: Rows the next engine was asked for.
+    #: Rows that were passed on to the next engine.
     escalated: int = 0
-    #: Rows, among those given and rejected, that took the answer of another row.
+    #: Given and rejected rows that took the answer of another row.
     shared: int = 0
     usage: Usage = field(default_factory=Usage)
 
@@ -48,7 +48,7 @@ class EngineCounts:
 
 @dataclass
 class NodeCounts:
-    """Rows of one node: in = out + rejected + dropped + stopped - expanded."""
+    """The rows of one node: in = out + rejected + dropped + stopped - expanded."""
 
     taken: int = 0
     given: int = 0
@@ -56,23 +56,23 @@ class NodeCounts:
     dropped: int = 0
     stopped: int = 0
     expanded: int = 0
-    #: Candidates without a valid answer, among those given.
+    #: Given candidates without a valid answer.
     invalid: int = 0
     retried: int = 0
-    #: Rows, among those that came in, that were taken from an earlier run.
+    #: Incoming rows that were taken from an earlier run.
     reused: int = 0
     #: Rows that took the answer of another row with the same request.
     shared: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
-    #: Way -> rows that took it, of a route; "" if they passed by.
+    #: Way of a route -> rows that took it; "" for rows that passed by.
     ways: dict[str, int] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
-    #: Usage of discarded answers (`AnswersDiscarded`) and of probes (`EngineProbed`); not in `usage`.
+    #: Usage of discarded answers (`AnswersDiscarded`) and of probes (`EngineProbed`), which is not part of `usage`.
     discarded: Usage = field(default_factory=Usage)
     probes: Usage = field(default_factory=Usage)
-    #: By engine, in the order of their first answers; only of a step that escalates.
+    #: By engine, in the order of their first answers; only for a step that escalates.
     engines: dict[str, EngineCounts] = field(default_factory=dict)
-    #: Rows behind the last accepted one, which no other count has; `usage` and `engines` include their cost.
+    #: Rows after the last accepted one, which are in no other count; `usage` and `engines` include their cost.
     behind: NodeCounts | None = None
 
     @property
@@ -83,7 +83,7 @@ class NodeCounts:
 
     @property
     def surplus(self) -> NodeCounts:
-        """See `behind`."""
+        """The counts in `behind`, or zeros."""
         return self.behind or NodeCounts()
 
     def take(self, event: UnitCommitted) -> None:
@@ -119,18 +119,18 @@ class NodeCounts:
                     del kinds[kind]
 
     def set_aside(self, rows: NodeCounts | Beyond) -> None:
-        """Rows that were counted turn out to be behind the last accepted one."""
+        """Moves counted rows that come after the last accepted one to `behind`."""
         self.add(rows, -1)
         self.behind = self.surplus
         self.behind.add(rows)
 
     def take_back(self) -> None:
-        """No row is behind the last accepted one any more."""
+        """Returns the rows of `behind` to the counts: none is after the last accepted row any more."""
         self.add(self.surplus)
         self.behind = None
 
     def rows(self) -> dict[str, int]:
-        """The rows by their results, under the names that people read."""
+        """The rows by result, with names for people."""
         found = {"in": self.taken, "out": self.given, "rejected": self.rejected, "dropped": self.dropped}
         return found | {"stopped": self.stopped, "expanded": self.expanded}
 
@@ -164,7 +164,7 @@ class NodeCounts:
 
 
 def plain_usage(usage: Usage) -> dict[str, Any]:
-    """Usage as people read it, without the engine's time, which is in the cost."""
+    """Usage as plain data for people, without the engine's time, which is part of the cost."""
     return {name: round(value, 3) for name, value in msgspec.structs.asdict(usage).items() if name != "busy"}
 
 
@@ -174,9 +174,9 @@ class RowCounts:
 
     taken: int = 0
     given: int = 0
-    #: Rejected and dropped rows, minus those that expansion added.
+    #: Rejected and dropped rows, minus the rows that expansion added.
     gone: int = 0
-    #: Way -> rows that took it, of a node that decides.
+    #: Way -> rows that took it, for a node that decides.
     ways: dict[str, int] = field(default_factory=dict)
 
     def add(self, event: UnitCommitted) -> None:
@@ -194,7 +194,7 @@ _NOTHING = RowCounts()
 def imbalance(graph: Graph, passed: Mapping[str, RowCounts], done: RootDone) -> str:
     """Describes the first mismatch in a complete root; "" if every row is accounted for.
 
-    Each node must account for the rows it took, and take the rows that its predecessor gave.
+    Each node must account for the rows that it took, and take the rows that its predecessor gave.
     """
     arriving: list[tuple[Edge, int]] = [(graph.first, done.records - done.bad)]
     while arriving:
@@ -204,11 +204,11 @@ def imbalance(graph: Graph, passed: Mapping[str, RowCounts], done: RootDone) -> 
                 counts = passed.get(name, _NOTHING)
                 taken, given = counts.taken, counts.given
                 if taken != given + counts.gone:
-                    return f"{name!r} took {counted(taken, 'row')} and accounts for {given + counts.gone:,}"
+                    return f"{name!r} took {counted(taken, 'row')}, but accounts for {given + counts.gone:,}"
                 following = graph.by_id[name].next
                 if isinstance(following, EdgeToWays):
                     if sum(counts.ways.values()) != given:
-                        return f"{name!r} gave {counted(given, 'row')}, and {sum(counts.ways.values()):,} took a way"
+                        return f"{name!r} gave {counted(given, 'row')}, but {sum(counts.ways.values()):,} took a way"
                     arriving += [(edge, counts.ways.get(way, 0)) for way, edge in following.ways]
                 else:
                     arriving.append((following, given))

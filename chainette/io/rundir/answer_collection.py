@@ -1,4 +1,4 @@
-"""Makes the index of a run's answers (`answer_index.py`): once, from the log and the shards, in bounded memory."""
+"""Builds the index of a run's answers (`answer_index.py`) once, from the log and the shards, in bounded memory."""
 
 from __future__ import annotations
 
@@ -40,17 +40,18 @@ from chainette.utils.private_files import make_folder, new_file
 
 __all__ = ["build", "index_of"]
 
-#: Parts that entries are sorted in, by the first byte of the key; and the bytes of a part that memory holds.
+#: The number of parts in which entries are sorted, by the first byte of the key, and the bytes of a part in memory.
 _PARTS, _HELD = 256, 1 << 18
 
 
 def index_of(source: RunDir, pinned: Path) -> AnswerIndex:
-    """The index of a run directory, at `pinned`: made now, or earlier beside the shards, or by an earlier session.
+    """The index of a run directory, at `pinned`: an existing one if there is one (beside the shards, or from an earlier
+    session), otherwise a new one.
 
     Raises:
         RunDirectoryError: there is no run.
-        DamagedRun: a shard is not there, or does not hold the bytes that were written.
-        DiskError: the disk refused.
+        DamagedRun: a shard is missing, or does not hold the bytes that were written.
+        DiskError: the disk is full, or a write failed.
     """
     found = open_index(pinned, source)
     if found is not None:
@@ -67,7 +68,7 @@ def index_of(source: RunDir, pinned: Path) -> AnswerIndex:
             build(source, cached)
         for path in (cached, rows_beside(cached)):
             _link(path, pinned if path == cached else rows_beside(pinned))
-    except (DiskError, OSError):  # the directory of somebody else, or on a read-only disk
+    except (DiskError, OSError):  # the directory belongs to somebody else, or is on a read-only disk
         build(source, pinned)
     made = open_index(pinned, source)
     if made is None:
@@ -85,7 +86,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def build(source: RunDir, target: Path) -> None:
-    """Writes the index of everything that is durable in a directory, whole or not at all."""
+    """Writes the index of all durable answers in a directory, whole or not at all."""
     state, end = read_state(source)
     mark = mark_of(source, state.run.run_id, end)
     with (
@@ -114,13 +115,13 @@ class _Making:
     source: RunDir
     state: RunState
     folder: Path
-    #: Takes the rows that cannot be read singly; None for JSON Lines.
+    #: The file for rows that cannot be read one by one; None for JSON Lines.
     copied: IO[bytes] | None
     places: dict[RowFile, int] = field(default_factory=dict)
     _parts: list[bytearray] = field(default_factory=lambda: [bytearray() for _ in range(_PARTS)])
 
     def collect(self) -> None:
-        """Goes through the log, and takes every row with a key."""
+        """Reads the log and collects every row with a key."""
         graph, readers = Graph(), dict[str, Iterator[tuple[str, int, bytes]]]()
         for _, event in read_log(self.source.log):
             if event.seq > self.state.seq:
@@ -139,7 +140,7 @@ class _Making:
             return
         folder = f"{self.source.held.name}/{node.folder}" if node.hidden else node.folder
         count = sum(span[3] - span[1] for file, span in event.off.items() if file.rpartition("/")[0] == folder)
-        if not count or folder not in self.state.shards.ends:  # rows of hidden steps are gone once a run is finished
+        if not count or folder not in self.state.shards.ends:  # rows of hidden steps are deleted once a run is finished
             return
         if folder not in readers:
             readers[folder] = self._rows(folder)
@@ -179,7 +180,7 @@ class _Making:
             yield "", offset, line
 
     def write(self, file: IO[bytes], mark: Mark) -> None:
-        """Writes the entries in order, and the header behind them."""
+        """Writes the entries in order, followed by the header."""
         digest, entries = hashlib.blake2b(), 0
         for part in range(_PARTS):
             data = self._sorted(part)

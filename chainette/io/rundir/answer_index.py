@@ -1,8 +1,8 @@
-"""The index of a run's answers by their keys: a sorted file (`answer_collection.py` makes it).
+"""The index of a run's answers by their keys: a sorted file, which `answer_collection.py` builds.
 
 An entry has 36 bytes: the key, a digest of the row's id, the number of a place (a file of rows), and the row's offset there.
-Entries are sorted, so that one lookup reads a few of them. Parquet and CSV rows are copied into one file of JSON lines
-beside the index, since single rows cannot be read out of them.
+Entries are sorted, so that a lookup reads only a few of them. Rows of Parquet and CSV files, which cannot be read one by
+one, are copied to a file of JSON lines beside the index.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ __all__ = [
     "rows_beside",
 ]
 
-#: Bytes of the parts of an entry after the key: row, place, offset; and of an entry.
+#: The bytes of the parts of an entry after the key (row, place, offset), and of a whole entry.
 _ROW, _PLACE, _OFFSET = 8, 4, 8
 ENTRY_BYTES = KEY_BYTES + _ROW + _PLACE + _OFFSET
 
-#: Begins the names of folders in which an index is made.
+#: The prefix of the names of folders in which an index is built.
 MAKING = "making-"
 
-#: Bytes at the end of the log that show whether it is still the same.
+#: The bytes at the end of the log by which a changed log is noticed.
 _TAIL = 4096
 
-#: Ends an index: its header's length, and this.
+#: An index ends with the length of its header, and these bytes.
 _MAGIC = b"chainette answers 1\n"
 
 
 class RowFile(msgspec.Struct, frozen=True):
     """A file of rows."""
 
-    #: Its journal as the log names it (`extract/0`); "" is the file of rows beside the index.
+    #: Its journal as the log names it (`extract/0`); "" for the file of rows beside the index.
     file: str
-    #: The folder whose rows they are, and whether a row may have become several.
+    #: The folder of the rows, and whether a row may have become several rows.
     folder: str
     many: bool
-    #: The largest answer that its rows could be; 0 for functions.
+    #: The largest possible answer of its rows; 0 for functions.
     max_tokens: int
 
     def __post_init__(self) -> None:
@@ -67,10 +67,10 @@ class RowFile(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """The part of a log that an index was made from."""
+    """The part of a log from which an index was built."""
 
     run_id: str
-    #: Bytes of the log, and the digest of the last of them.
+    #: The length of that part in bytes, and the digest of its last bytes.
     size: int
     tail: str
 
@@ -80,20 +80,20 @@ class Head(msgspec.Struct, frozen=True):
 
     mark: Mark
     entries: int
-    #: Digest of the entries.
+    #: The digest of the entries.
     digest: str
     places: list[RowFile]
 
     @property
     def trailer(self) -> bytes:
-        """The end of the file, behind the entries."""
+        """The end of the file, after the entries."""
         data = msgspec.json.encode(self)
         return data + len(data).to_bytes(8) + _MAGIC
 
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """One stored row: its number in the index, and where it lies."""
+    """One stored row: its number in the index, and its location."""
 
     number: int
     row: bytes
@@ -102,7 +102,7 @@ class IndexEntry:
 
 
 def entry_of(key: bytes, row_id: str, place: int, offset: int) -> bytes:
-    """An entry as the index has it."""
+    """The bytes of an entry."""
     return key + _row_digest(row_id) + place.to_bytes(_PLACE) + offset.to_bytes(_OFFSET)
 
 
@@ -112,7 +112,7 @@ def _row_digest(row_id: str) -> bytes:
 
 @dataclass
 class AnswerIndex:
-    """An open index. Its files stay readable for as long as it is open, whatever becomes of the directory."""
+    """An open index. Its files stay readable as long as it is open, even if the directory is replaced or deleted."""
 
     path: Path
     source: RunDir
@@ -125,7 +125,7 @@ class AnswerIndex:
         return self.head.entries
 
     def of_key(self, key: bytes) -> Iterator[IndexEntry]:
-        """The entries of a key, by row."""
+        """The entries of a key, sorted by row."""
         return self._from(self.first(key), key)
 
     def of_row(self, key: bytes, row_id: str) -> Iterator[IndexEntry]:
@@ -139,12 +139,12 @@ class AnswerIndex:
             number += 1
 
     def siblings(self, entry: IndexEntry, key: bytes) -> Iterator[IndexEntry]:
-        """The entries of the rows that one row became, in the order of the shard."""
+        """The entries of all rows that the same row became, in the order of the shard."""
         wanted = key + entry.row
         return (other for other in self._from(self.first(wanted), wanted) if other.place.folder == entry.place.folder)
 
     def at(self, number: int, key: bytes) -> IndexEntry | None:
-        """The entry with this number; None if it is not of the key."""
+        """The entry with this number; None if it does not belong to the key."""
         return self._read(number) if number < len(self) and self._entry(number).startswith(key) else None
 
     def _entry(self, number: int) -> bytes:
@@ -175,7 +175,7 @@ class AnswerIndex:
         return low
 
     def line(self, entry: IndexEntry) -> bytes:
-        """The row of an entry, as its shard has it; b"" if its file is gone, or the directory was replaced."""
+        """The row of an entry, as in its shard; b"" if its file is gone, or the directory was replaced."""
         file = self._open(entry.place.file)
         data, size = b"", 1 << 12
         while file >= 0:
@@ -194,7 +194,7 @@ class AnswerIndex:
             found = -1
             with suppress(OSError):
                 found = os.open(self.source.path / f"{name}.jsonl" if name else rows_beside(self.path), os.O_RDONLY)
-                if name and _file_of(self.source.log) != self._log:  # the directory was replaced: other rows lie there
+                if name and _file_of(self.source.log) != self._log:  # the directory was replaced and has other rows
                     os.close(found)
                     found = -1
             self._files[name] = found
@@ -209,7 +209,7 @@ class AnswerIndex:
 
 
 def open_index(path: Path, source: RunDir) -> AnswerIndex | None:
-    """The index in a file; None if it is damaged, or if the log no longer begins as it did when the index was made."""
+    """The index in a file; None if it is damaged, or if the log no longer begins as it did when the index was built."""
     try:
         log = _file_of(source.log)
         with path.open("rb") as file:
@@ -217,7 +217,7 @@ def open_index(path: Path, source: RunDir) -> AnswerIndex | None:
             head = _head_of(found)
             if head is None or _digest_of(file, head.entries * ENTRY_BYTES) != head.digest:
                 return None
-    except (OSError, ValueError):  # it is not there, or empty
+    except (OSError, ValueError):  # it is missing or empty
         return None
     if head.mark != mark_of(source, head.mark.run_id, head.mark.size):
         return None
@@ -225,7 +225,7 @@ def open_index(path: Path, source: RunDir) -> AnswerIndex | None:
 
 
 def _digest_of(file: IO[bytes], size: int) -> str:
-    """The digest of the first bytes of a file, read in pieces: a map would count as memory."""
+    """The digest of the first bytes of a file, read in pieces, because a memory map would count as memory."""
     digest = hashlib.blake2b()
     while size and (data := file.read(min(size, 1 << 20))):
         digest.update(data)
@@ -245,7 +245,7 @@ def _head_of(data: mmap.mmap) -> Head | None:
 
 
 def mark_of(source: RunDir, run_id: str, size: int | None = None) -> Mark:
-    """The mark of a log up to `size`, or as a whole."""
+    """The mark of the first `size` bytes of a log, or of the whole log."""
     with source.log.open("rb") as log:
         length = os.fstat(log.fileno()).st_size if size is None else size
         log.seek(max(0, length - _TAIL))

@@ -1,4 +1,4 @@
-"""Counts answers of this process's engines whose rows are not durable yet."""
+"""Counts the answers of this process's engines whose rows are not durable yet."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ __all__ = ["Arrivals"]
 
 
 class Arrivals:
-    """Per step: answers that arrived, minus those in the log. Always zero for engines of other processes."""
+    """By step, the answers that have arrived, minus those in the log. Zero for engines of other processes."""
 
     def __init__(self) -> None:
         self._answers: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
 
     def answer(self, step: str, completions: Sequence[Completion]) -> None:
-        """Counts answers that arrived."""
+        """Counts answers that have arrived."""
         self._answers[step] += len(completions)
         self._tokens[step] += sum(completion.usage.completion_tokens for completion in completions)
 
     def follow(self, event: Event) -> None:
-        """Takes in a durable event."""
+        """Subtracts the answers of a durable event."""
         if isinstance(event, UnitCommitted | AnswersDiscarded):
             self._answers[declared_of(event.node)] -= event.usage.requests
             self._tokens[declared_of(event.node)] -= event.usage.completion_tokens

@@ -1,11 +1,11 @@
 """The dataset card: the README.md that makes a run directory a Hugging Face dataset.
 
-`datasets.load_dataset(<run dir>, "<step id>")` works on it. The description of every config carries a
-digest of its content, because `datasets` takes its cache key from the card alone: without it, grown
-shards, or another directory of the same name, would give the rows of the first load. A config
-without rows is left out, since one that matches no file breaks the loading of the others. JSONL
-configs should state their features: `datasets` infers types from the first file only, and fails if a column is null throughout
-it and text in the next.
+`datasets.load_dataset(<run dir>, "<step id>")` works on it. The description of every config contains a
+digest of its content, because the cache key of `datasets` depends only on the card: without the digest, shards
+that have grown, or another directory of the same name, would give the rows of the first load. A config
+without rows is left out, because one that matches no file breaks the loading of the others. JSONL
+configs should state their features: `datasets` infers types from the first file only, and fails if a column
+is null in all of it and text in the next.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CardConfig:
     name: str
     folder: str
     rows: int
-    #: Changes with the content of the folder.
+    #: A digest that changes with the content of the folder.
     digest: str
     #: Describes a row, for people.
     description: str
@@ -37,14 +37,14 @@ class CardConfig:
 
 
 def shards_digest(run_id: str, folder: str, ends: Mapping[int, tuple[int, int]]) -> str:
-    """The digest of a folder's content: of its shards' ends, by number."""
+    """The digest of a folder's content, from the ends of its shards by number."""
     return hashlib.sha256(f"{run_id} {folder} {sorted(ends.items())}".encode()).hexdigest()
 
 
 def render_card(title: str, run_id: str, status: str, format: str, configs: Sequence[CardConfig]) -> str:
-    """The card: YAML front matter for `datasets`, then a page for people. Pure.
+    """The card: YAML front matter for `datasets`, then a page for people. A pure function.
 
-    The default config is `flattened` if it has rows, else the last step.
+    The default config is `flattened` if it has rows, or else the last step.
     """
     import yaml
 
@@ -82,7 +82,7 @@ def _entry(config: CardConfig, run_id: str, format: str, default: bool) -> dict[
         "data_files": f"{config.folder}/*.{format}",
         "description": f"{config.description} (run {run_id}, sha256:{config.digest})",
     }
-    if format == "csv":  # the text "None" or "NA" is an answer, not a missing one
+    if format == "csv":  # the text "None" or "NA" is an answer, not a missing value
         entry |= {"keep_default_na": False, "na_values": [""]}
     return entry | {"default": True} if default else entry
 

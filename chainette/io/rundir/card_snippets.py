@@ -1,10 +1,10 @@
-"""How each tool reads a folder of a run: the code the card shows.
+"""The code on the card with which each tool reads a folder of a run.
 
-Readers guess the types of JSON Lines and CSV, and change text that looks like another type. So the
+Readers guess the types of JSON Lines and CSV, and convert text that looks like another type. So the
 code gives them the columns, from the empty Parquet file in `.schema/` for every folder.
 
-Each recipe stands alone and mentions no tool that comes after it. All are written for the folder
-`flattened`; other folders replace its name.
+Each recipe is complete and mentions no tool that comes after it. All recipes are written for the folder
+`flattened`; for other folders, its name is replaced.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ for line in lines:  # fields that the model does not list go to the column _extr
     extra = {{name: line.pop(name) for name in list(line) if name not in schema.names}}
     line |= {{"_extra": extra}} if extra else {{}}{_FITTED}"""
 
-#: For runs with fields without a column, or with fields that differ only in case, one of which duckdb omits.
+#: For runs that have fields without a column, or fields that differ only in case, of which duckdb omits one.
 _OPEN_JSONL = (
     _OPEN_TABLE,
     f"{_OPEN_TABLE}\nimport polars\nrows = polars.from_arrow(rows)",
@@ -122,8 +122,8 @@ rows = datasets.Dataset(rows)""",
 def recipes(folder: str, format: str, *, loose: bool, open: bool) -> str:
     """The Python code that reads a folder with each tool, with a blank line between the tools.
 
-    `loose`: some column of the run holds JSON. `open`: some model allows unknown fields, or has fields that
-    differ only in case.
+    `loose` says that some column of the run holds JSON; `open`, that some model allows unknown fields, or has fields
+    that differ only in case.
     """
     return "\n\n".join(_chosen(format, loose, open)).replace("flattened", folder)
 

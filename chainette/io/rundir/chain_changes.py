@@ -1,8 +1,8 @@
-"""Compares the chain a directory was written with and the chain as it is now.
+"""Compares the chain with which a directory was written with the current chain.
 
 Both are compared as graphs (graph.json), because the log keeps nothing else of the old chain. A row depends on
-everything its node receives: a change at one node makes the rows of all later nodes stale, but a change of
-only names or joins makes only `flattened/` and the counts stale.
+everything that its node receives: a change at one node makes the rows of all later nodes stale, but if only names or
+joins change, only `flattened/` and the counts are stale.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from chainette.utils.plurals import counted
 
 __all__ = ["FLATTENED", "PARTS", "Changes", "changes_between", "different_models", "rescues_between"]
 
-#: Stands for `flattened/` and the counts if no node is stale.
+#: Represents `flattened/` and the counts if no node is stale.
 FLATTENED = "flattened"
 
 _SAME: Mapping[str, Sequence[str]] = MappingProxyType({})
 
-#: Characters of a value in a sentence.
+#: The most characters of a value in a sentence.
 _SHOWN = 40
 
-#: Names in sentences of the parts of a step in graph.json.
+#: Part of a step in graph.json -> its name in sentences.
 PARTS = {
     "input_model": "input model",
     "output_schema": "output model",
@@ -52,21 +52,21 @@ class Changes:
     """Differences, each as a sentence, and the nodes that must be computed again."""
 
     sentences: tuple[str, ...]
-    #: Nodes whose rows the chain would not make now, in its order; `chain_input` and `flattened` count as nodes.
+    #: Nodes whose rows differ in the current chain, in its order; `chain_input` and `flattened` count as nodes.
     stale: tuple[str, ...]
-    #: Node -> the sentences about it, and about its engine; a node without any only follows others.
+    #: Node -> the sentences about it and its engine; a node without any depends on a changed one.
     by_node: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
 
 
 def different_models(engine: str, old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """Describes files and revisions of an engine that changed; unknown ones count as the same."""
+    """Describes changed files and revisions of an engine; unknown ones count as unchanged."""
     return [f"the {part} of engine {engine} changed" for part in sorted(old.keys() & new.keys()) if old[part] != new[part]]
 
 
 def changes_between(old: Graph, new: Graph, models: Mapping[str, Sequence[str]] = _SAME) -> Changes | None:
     """The changes; None if the new chain would produce the same rows and files.
 
-    `models`: sentences about engines whose model changed behind the same settings.
+    `models` has sentences about engines whose model changed under the same settings.
     """
     stale = [*_stale(old, new, models)]
     told = [*_sentences(old, new), *((engine, words) for engine, found in models.items() for words in found)]
@@ -87,7 +87,7 @@ def _stale(old: Graph, new: Graph, models: Collection[str]) -> Iterator[str]:
     recorded = old.by_id
     for node in new.nodes:
         name = node.id
-        if name not in recorded and declared_of(name) in recorded:  # a round that no row has had
+        if name not in recorded and declared_of(name) in recorded:  # a round that no row has reached
             continue
         if (
             any(engine in models for engine in node.engines)
@@ -99,7 +99,7 @@ def _stale(old: Graph, new: Graph, models: Collection[str]) -> Iterator[str]:
 
 
 def _worse(old: GraphNode, new: GraphNode, engine: Settings) -> Iterator[str]:
-    """Changed settings of a node that could reject accepted rows: rescuing settings that were changed in the other
+    """Changed settings of a node that could reject accepted rows: settings that can rescue rows, changed in the opposite
     direction."""
     rescues = {name: rescues for settings in (*SETTINGS.values(), engine) for name, rescues in settings.rescue.items()}
     known = old.rescues
@@ -109,7 +109,7 @@ def _worse(old: GraphNode, new: GraphNode, engine: Settings) -> Iterator[str]:
 
 
 def rescues_between(old: Graph, new: Graph) -> Iterator[tuple[str, str]]:
-    """(node, sentence) for every change of a setting that can rescue rejected rows."""
+    """(node, sentence) for every changed setting that can rescue rejected rows."""
     recorded = {node.id: node.rescues for node in old.nodes}
     for node in new.steps:
         known = recorded.get(node.id, {})
@@ -119,7 +119,7 @@ def rescues_between(old: Graph, new: Graph) -> Iterator[tuple[str, str]]:
 
 
 def _lineages(graph: Graph) -> dict[str, str]:
-    """Node -> a digest of everything that decides its rows: its fingerprint, and the lineage of its input."""
+    """Node -> a digest of everything that determines its rows: its fingerprint, and the lineage of its input."""
     found: dict[str, str] = {}
 
     def follow(target: Edge, came: str) -> str:
@@ -150,21 +150,21 @@ def _digest(*parts: Any) -> str:
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
-# -- in words
+# -- sentences
 
 
 @dataclass(frozen=True)
 class _Branch:
-    """A branch as its chain declares it."""
+    """A branch, as its chain declares it."""
 
-    #: The branch around it; "" for the main flow.
+    #: The enclosing branch; "" for the main flow.
     inside: str
     alias: str | None
     nodes: tuple[str, ...]
 
 
 def _sentences(old: Graph, new: Graph) -> Iterator[tuple[str, str]]:
-    """(node, sentence); the node is "" if a sentence is about branches or their order."""
+    """(node, sentence) for each change; the node is "" if the sentence is about branches or their order."""
     if old.input_fingerprint != new.input_fingerprint:
         yield CHAIN_INPUT, "the input model changed"
     before, now = ({node.id: node for node in graph.steps} for graph in (old, new))
@@ -183,7 +183,7 @@ def _sentences(old: Graph, new: Graph) -> Iterator[tuple[str, str]]:
 
 
 def _engine_words(old: Graph, new: Graph, name: str) -> list[str]:
-    """Describes changed engine settings that decide rows: `model of engine llama: 8B -> 70B`."""
+    """Describes changed engine settings that affect rows: `model of engine llama: 8B -> 70B`."""
     (was, before), (is_now, now) = (_engine_of(graph, name) for graph in (old, new))
     deciding = sorted(key for key in {*before, *now} if key in was.decide | is_now.decide)
     return _differences(
@@ -198,13 +198,13 @@ def _differences(of: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> lis
 
 
 def _shown(value: Any) -> str:
-    """A value in a sentence."""
+    """A value, as a sentence shows it."""
     text = " ".join((value if isinstance(value, str) else "not set" if value is None else repr(value)).split())
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def _engine_of(graph: Graph, name: str) -> tuple[Settings, dict[str, Any]]:
-    """The classes of a node's engine settings, and their values; if a plugin is no longer installed, all of them decide."""
+    """The classes of a node's engine settings, and their values; if its plugin is no longer installed, all affect rows."""
     node = graph.by_id[name]
     config = graph.engines.get(node.instead_of or node.engine, {})
     found = config | config.get("options", {})
@@ -224,7 +224,7 @@ def _node_sentences(
         parts = [words for part in PARTS if part != follows for words in _part_words(part, old, new)]
         parts += [*_differences(name, *({"temperature": 0.0} | _without_rescue(node) for node in (old, new)))]
         parts += engine
-        yield from parts or [f"{name} has other code, or uses other data"]
+        yield from parts or [f"{name} has different code, or uses different data"]
     for setting in _worse(old, new, settings):
         was, found = old.rescues[setting], new.rescues[setting]
         yield f"{name} has {setting}={found} now (was {was}, with which rows were accepted)"
@@ -255,14 +255,14 @@ def _part_words(part: str, old: GraphNode, new: GraphNode) -> Iterator[str]:
 
 
 def _changed_lines(old: str, new: str) -> int:
-    """Lines that were replaced, inserted or deleted."""
+    """The number of lines that were replaced, inserted or deleted."""
     matcher = SequenceMatcher(None, old.splitlines(), new.splitlines(), autojunk=False)
     edits = ((last - first, end - start) for kind, first, last, start, end in matcher.get_opcodes() if kind != "equal")
     return max(1, sum(map(max, edits)))
 
 
 def _changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Describes the fields of an output model that changed."""
+    """Describes the changed fields of an output model."""
     before, now = (schema.get("properties", {}) for schema in (old, new))
     words = [f"{name} is new" for name in now if name not in before]
     words += [f"{name} is gone" for name in before if name not in now]
@@ -291,7 +291,7 @@ def _branches(graph: Graph) -> dict[str, _Branch]:
 
 
 def _renamed_branches(old: Graph, new: Graph) -> dict[str, str]:
-    """Old name -> new name of branches that hold the same nodes under another name."""
+    """Old name -> new name of branches with the same nodes but another name."""
     before, now = _branches(old), _branches(new)
     return {
         name: other
@@ -323,7 +323,7 @@ def _joined(alias: str | None) -> str:
 
 
 def _order_sentences(old: Graph, new: Graph, renamed: Mapping[str, str]) -> Iterator[str]:
-    """Describes elements of both chains that are in another order or in other lists of branches."""
+    """Describes elements of both chains whose order, or list of branches, has changed."""
     before, now = _lines(old, renamed), _lines(new, {})
     for line in (line for line in now if line in before):
         common = {*_flat(before[line])} & {*_flat(now[line])}
@@ -358,7 +358,7 @@ def _flat(elements: Elements) -> Iterator[str]:
 
 
 def _written(elements: Elements, common: Iterable[str]) -> str:
-    """The elements as a chain writes them, without names that only one chain has."""
+    """The elements in the notation of a chain, without names that only one chain has."""
     words = []
     for first, *names in elements:
         kept = [name for name in names if name in common]

@@ -1,6 +1,6 @@
-"""Checks whether two processes compiled the same chain, by marks of its nodes that are small enough for Redis.
+"""Checks that two processes compiled the same chain, with marks of its nodes that are small enough for Redis.
 
-Equal files need not give equal chains: a prompt may come from the environment, a model from a file elsewhere. Each
+Equal files do not imply equal chains: a prompt may come from the environment, a model from a file elsewhere. Each
 process compiles the chain itself, and compares its marks with those of the process that began the run.
 """
 
@@ -18,15 +18,15 @@ from chainette.io.rundir.graph_of_plan import graph_of
 
 __all__ = ["Marks", "differences", "marks_of", "other_nodes"]
 
-#: Node -> part of it -> digest. `SHAPE` stands for the nodes' order, branches and joins.
+#: Node -> part of it -> digest. `SHAPE` stands for the order of the nodes, branches and joins.
 Marks = dict[str, dict[str, str]]
 
 SHAPE = ""
 
-#: Parts without a name for people.
+#: Parts that have no name for people.
 _OTHERS = ("fingerprint", "rescue")
 
-#: Parts that matter only to processes serving the node: engines may have other settings elsewhere.
+#: Parts that matter only to processes that serve the node, because engines may have other settings elsewhere.
 _SERVED = ("fingerprint", "rescue", "engine")
 
 
@@ -42,23 +42,23 @@ def _mark(value: Any) -> str:
 
 
 def differences(here: Marks, there: Marks, served: Container[str] | None = None) -> list[str]:
-    """The differences, each as a sentence. `served` are the nodes this process serves; None: all of them."""
+    """The differences, each as a sentence. `served` are the nodes that this process serves; None means all."""
     return [*_between(here, there, served)]
 
 
 def other_nodes(differences: Iterable[str]) -> str:
-    """The clause about differences, after a chain's name."""
+    """A clause about the differences that follows the name of a chain."""
     return (
-        f"is compiled to other steps here than where it was enqueued: {', '.join(differences)}; its files are the same, "
-        "so look at environment variables that it reads, at files outside the chain root, and at versions of packages"
+        f"compiles to other steps here than where it was enqueued: {', '.join(differences)}; its files are the same, "
+        "so compare the environment variables that it reads, files outside the chain root, and versions of packages"
     )
 
 
 def _between(here: Marks, there: Marks, served: Container[str] | None) -> Iterator[str]:
     for name in (name for name in there if name not in here):
-        yield f"{name!r} is not here"
+        yield f"{name!r} is missing here"
     for name in (name for name in here if name not in there):
-        yield f"{name!r} is only here"
+        yield f"{name!r} exists only here"
     for name in (name for name in here if name in there and name != SHAPE):
         left_out = () if served is None or name in served else _SERVED
         parts = [part for part in here[name] if part not in left_out and here[name][part] != there[name].get(part)]
@@ -66,4 +66,4 @@ def _between(here: Marks, there: Marks, served: Container[str] | None) -> Iterat
             words = [PARTS[part] for part in parts if part in PARTS]
             yield f"{name!r} has another {' and another '.join(words)}" if words else f"{name!r} has other code or settings"
     if here.keys() == there.keys() and here[SHAPE] != there[SHAPE]:
-        yield "its nodes are in another order, or joined otherwise"
+        yield "its nodes are in another order, or joined differently"

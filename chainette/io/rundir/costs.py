@@ -1,4 +1,4 @@
-"""The bill of a run, folded from its log: the cost of each step's answers, including answers that led to no row."""
+"""The bill of a run, folded from its log: the cost of the answers of each step, including answers that led to no row."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["Bill", "plain_cost"]
 class _Item:
     """The usage of one engine by one step."""
 
-    #: At the current rate.
+    #: Usage at the current rate.
     usage: Usage = field(default_factory=Usage)
-    #: At earlier rates.
+    #: Its cost at earlier rates.
     before: Cost = field(default_factory=Cost)
-    #: At any rate.
+    #: All usage, at any rate.
     whole: Usage = field(default_factory=Usage)
 
 
 @dataclass
 class Bill:
-    """Usage by step and engine, at the rate of the day: a new price holds for the answers that come after it.
+    """Usage by step and engine, charged at the rate of its time: a new price applies only to later answers.
 
-    Answers from before an engine had any rate are charged at its first one.
+    Answers from before an engine had a rate are charged at its first rate.
     """
 
     #: Engine -> its current rate.
@@ -37,13 +37,13 @@ class Bill:
     _items: dict[tuple[str, str], _Item] = field(default_factory=dict)
 
     def charge(self, step: str, engine: str, usage: Usage) -> None:
-        """Adds a usage."""
+        """Adds the usage of answers."""
         item = self._items.setdefault((declared_of(step), engine), _Item())
         item.usage += usage
         item.whole += usage
 
     def take_rates(self, rates: Mapping[str, Rate]) -> None:
-        """Charges usage at other rates from now on."""
+        """Charges usage at these rates from now on."""
         for (_, engine), item in self._items.items():
             old = self.rates.get(engine)
             if old is not None and old != rates.get(engine, old):
@@ -61,7 +61,7 @@ class Bill:
             yield step, engine, item.before + self.rates.get(engine, Rate()).cost(item.usage)
 
     def at(self, rates: Mapping[str, Rate]) -> Bill:
-        """The bill as if these rates had held from the start; other engines are charged as they were."""
+        """The bill as if these rates had applied from the start; the charges of other engines stay."""
         items = {
             (step, engine): _Item(item.whole, whole=item.whole) if engine in rates else item
             for (step, engine), item in self._items.items()
@@ -78,7 +78,7 @@ class Bill:
         return sum((item.whole for item in self._items.values()), Usage())
 
     def amounts(self, engine: str = "") -> Amounts:
-        """Usage and cost of an engine, or of all, as budgets count them."""
+        """Usage and cost of an engine, or of all engines, in the form of budgets."""
         usage = sum((used for _, name, used in self.usages() if engine in ("", name)), Usage())
         cost = sum((cost for _, name, cost in self.lines() if engine in ("", name)), Cost())
         tokens = usage.prompt_tokens + usage.completion_tokens
@@ -86,5 +86,5 @@ class Bill:
 
 
 def plain_cost(cost: Cost) -> dict[str, Any]:
-    """A cost as people read it."""
+    """A cost as plain data for people."""
     return {"usd": round(cost.usd, 6), "gpu_hours": round(cost.gpu_hours, 6)}

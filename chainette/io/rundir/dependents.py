@@ -1,4 +1,4 @@
-"""The dependencies between nodes: the smallest set to compute anew, and everything that follows from it."""
+"""The dependencies between nodes: the smallest set to recompute, and all nodes that depend on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["affected_by", "lost_nodes", "starts_of"]
 
 
 def affected_by(plan: Plan, steps: Iterable[str]) -> frozenset[str]:
-    """The nodes of these steps, in every round of a loop, and everything that depends on them."""
+    """The nodes of these steps, in every round of a loop, and all nodes that depend on them."""
     given = {*steps}
     affected = given | {node for node in plan.nodes if declared_of(node) in given}
     behind, deciding = _behind_aliases(plan), _deciding_nodes(plan)
@@ -43,7 +43,7 @@ def lost_nodes(plan: Plan, state: RunState) -> list[str]:
 
 
 def _deciding_nodes(plan: Plan) -> dict[str, str]:
-    """Way of a route, or round of a loop -> the node that decides which rows come to it; a first round has none."""
+    """Way of a route, or round of a loop -> the node that decides which rows enter it; a first round has none."""
     found: dict[str, str] = {}
     for node in plan.nodes.values():
         if isinstance(node.next, ToWays):
@@ -55,7 +55,7 @@ def _deciding_nodes(plan: Plan) -> dict[str, str]:
 
 
 def _behind_aliases(plan: Plan) -> dict[str, set[str]]:
-    """Alias -> the nodes behind it."""
+    """Alias -> the nodes that compute its value."""
     inside: dict[str, set[str]] = {}
     for node in plan.nodes.values():
         for branch in node.path:
@@ -68,5 +68,5 @@ def _behind_aliases(plan: Plan) -> dict[str, set[str]]:
 
 
 def _fork_part(branch: str) -> str:
-    """The route or the loop around a branch; the branch itself if it is no way and no round."""
+    """The route or loop of a branch; the branch itself if it is neither a way nor a round."""
     return branch.partition(":")[0]

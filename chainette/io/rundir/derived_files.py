@@ -18,16 +18,16 @@ __all__ = ["pretty", "publish_metadata", "render_files"]
 
 
 def publish_metadata(directory: RunDir, state: RunState) -> None:
-    """Writes the derived files, each whole, though a crash may leave some of them as they were.
+    """Writes the derived files, each whole or not at all; a crash may leave some of them unchanged.
 
     Raises:
-        DiskError: the disk refused.
+        DiskError: the disk is full, or a write failed.
     """
     publish_all({directory.path / name: data for name, data in render_files(state).items()})
 
 
 def render_files(state: RunState) -> dict[str, bytes]:
-    """File name -> content. Pure: the same log gives the same bytes."""
+    """File name -> content. A pure function: the same log gives the same bytes."""
     run = state.run
     configs = [_config(state, folder, description) for folder, description in _folders(state)]
     card = render_card(title=run.chain, run_id=run.run_id, status=state.status, format=run.settings["format"], configs=configs)
@@ -38,7 +38,7 @@ def render_files(state: RunState) -> dict[str, bytes]:
 
 
 def _schemas(configs: Iterable[CardConfig], format: str) -> dict[str, bytes]:
-    """The columns of every folder that has rows, for readers of formats without types."""
+    """The columns of every folder with rows, for readers of formats without types."""
     if format == "parquet":
         return {}
     return {
@@ -58,7 +58,7 @@ def _folders(state: RunState) -> list[tuple[str, str]]:
 
 
 def _config(state: RunState, folder: str, description: str) -> CardConfig:
-    """The card's entry for a folder with readable shards."""
+    """The entry on the card for a folder with readable shards."""
     ends = state.shards.ends.get(folder, {})
     features = state.graph.features.get(folder)
     if state.run.settings["format"] != "jsonl":

@@ -1,4 +1,4 @@
-"""The swap of a directory with the one built aside, which a crash may interrupt at any point."""
+"""The swap of a directory with its replacement, which a crash may interrupt at any point."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def swap(path: Path) -> None:
-    """Replaces a directory by the one that was built aside; called under its lock."""
+    """Replaces a directory with the one that was built aside; must be called under its lock."""
     path = path.resolve()
     path.rename(_old(path))
     aside_of(path).rename(path)
@@ -38,10 +38,10 @@ def swap(path: Path) -> None:
 
 
 def finish_swap(directory: RunDir) -> None:
-    """Completes a swap a crash interrupted; called before a directory is read.
+    """Completes a swap that a crash interrupted; must be called before a directory is read.
 
     Raises:
-        RunDirectoryInUse: it is being swapped now.
+        RunDirectoryInUse: another process is swapping it now.
     """
     path = directory.path.resolve()
     if not _is_cut_in_two(path):
@@ -52,7 +52,7 @@ def finish_swap(directory: RunDir) -> None:
                 aside_of(path).rename(path)
                 fsync_dir(path.parent)
     except (DiskError, RunDirectoryInUse):
-        if _is_cut_in_two(path):  # else another process has completed it meanwhile
+        if _is_cut_in_two(path):  # otherwise another process has completed it meanwhile
             raise
 
 
@@ -61,7 +61,7 @@ def _is_cut_in_two(path: Path) -> bool:
 
 
 def remove_leftovers(directory: RunDir) -> None:
-    """Removes the leftovers of a crash: of a fork beside a directory, and unfinished files in it; called under its lock."""
+    """Removes leftovers of a crash: a fork beside a directory, and unfinished files in it; must be called under its lock."""
     for left in (_old(directory.path), aside_of(directory.path)):
         shutil.rmtree(left, ignore_errors=True)
     for left in directory.answers.glob(f"{MAKING}*"):

@@ -37,8 +37,8 @@ def rows_of_root(
     but: Container[str] = (),
     reopens: Callable[[str, str], bool] = lambda _step, _reason: False,
 ) -> Durable | None:
-    """The durable outcomes of a root whose lines the state has; None if there are none. Without those of the nodes in `but`,
-    and without the rejections (step, reason) that `reopens` says are taken back."""
+    """The durable outcomes of a root whose lines the state has; None if there are none. Outcomes of the nodes in `but` are
+    left out, as are rejections (step, reason) for which `reopens` returns true, since they are taken back."""
     if root not in state.roots.lines:
         return None
     reader = ShardReader(directory, plan, state)
@@ -78,7 +78,7 @@ def asked_engine(node: PlanNode | None, event: UnitCommitted) -> int:
 
 
 def lines_of_root(directory: RunDir, state: RunState, root: int) -> Iterable[UnitCommitted]:
-    """The log's lines of an incomplete root."""
+    """The log lines of an incomplete root."""
     for offset in state.roots.lines[root]:
         _, event = next(iter(read_log(directory.log, offset)))
         assert isinstance(event, UnitCommitted)
@@ -107,13 +107,13 @@ class ShardReader:
                 yield from self._lines(folder, file, span)
 
     def first_ids(self) -> Iterator[str]:
-        """The id of the first row of every folder that has rows; damaged files are left to the checks that come later."""
+        """The id of the first row of every folder with rows. Damaged files are skipped, since later checks report them."""
         for folder, numbers in self._ends.items():
             with suppress(DamagedRun):
                 yield from (str(row.get("row_id")) for row in self._first(folder, f"{folder}/{next(iter(numbers))}"))
 
     def _first(self, folder: str, file: str) -> Iterable[dict[str, Any]]:
-        """The first row of a journal or shard, whatever its columns; nothing if the file is gone."""
+        """The first row of a journal or shard, with any columns; nothing if the file is missing."""
         from chainette.io.tables.shard_formats import read_rows
 
         journal, shard = self._journal(folder, file), self._directory.path / f"{file}.{self._format}"
@@ -130,7 +130,7 @@ class ShardReader:
     def _lines(self, folder: str, file: str, span: Span) -> Iterable[bytes]:
         start, first, end, last = span
         journal, shard = self._journal(folder, file), self._directory.path / f"{file}.{self._format}"
-        # a kill may have left the journal of a sealed shard, which nothing checks any more
+        # a killed process may have left the journal of a sealed shard, which is not checked any more
         is_sealed = int(file.rpartition("/")[2]) in self._sealed.get(folder, {}) and shard.exists()
         if journal.exists() and (journal == shard or not is_sealed):
             with journal.open("rb") as lines:

@@ -1,4 +1,4 @@
-"""The event log: append-only lines with seq and crc; the truth about a run directory (docs/protocol.md, 16)."""
+"""The event log: append-only lines with seq and crc, from which the state of a run follows (docs/protocol.md, 16)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def encode_line(event: Event) -> bytes:
 
 
 def parse_line(line: bytes) -> AnyEvent | None:
-    """The event of a whole line without its newline; None if the line is torn or changed."""
+    """The event of a complete line without its newline; None if the line is torn or changed."""
     return _parsed(line, _decoder)
 
 
@@ -59,7 +59,7 @@ def read_log(path: Path, start: int = 0) -> Iterator[tuple[int, AnyEvent]]:
     """(byte offset, event) of every intact line from `start`; stops at a torn tail.
 
     Raises:
-        DamagedRun: a bad line is followed by intact ones, or a number is missing.
+        DamagedRun: a bad line is followed by intact lines, or an event is missing.
     """
     expected: int | None = None
     with path.open("rb") as file:
@@ -91,10 +91,10 @@ def _refuse_unless_tail(path: Path, offset: int, rest: Iterator[bytes]) -> None:
 
 
 class EventLog:
-    """Appends events and makes them durable. One process at a time holds the lock.
+    """Appends events and makes them durable. It holds the lock of the directory.
 
     Raises:
-        RunDirectoryInUse: another process holds it.
+        RunDirectoryInUse: another process holds the lock.
         RunDirectoryError: the file system has no locks.
     """
 
@@ -130,7 +130,7 @@ class EventLog:
         """Cuts a torn tail at `offset` and continues after event `seq`.
 
         Raises:
-            DiskError: the disk refused.
+            DiskError: the disk is full, or a write failed.
         """
         with disk_errors(self.path):
             os.ftruncate(self._file, offset)
@@ -142,7 +142,7 @@ class EventLog:
         """Writes and fsyncs events; returns each as logged, with its offset.
 
         Raises:
-            DiskError: the disk refused; no event of the group is in the log.
+            DiskError: the disk is full, or a write failed; no event of the group is in the log.
         """
         at = timestamp()
         start = offset = os.lseek(self._file, 0, os.SEEK_CUR)

@@ -1,4 +1,4 @@
-"""The event log's vocabulary: one frozen record per event, tagged by `type`.
+"""The events of the log: one frozen record for each type, tagged by `type`.
 
 Events are facts about a run, in the order in which they became durable. `RunState` folds them, which gives
 graph.json and metadata.json; hooks see them live; `--json-logs` prints them.
@@ -53,48 +53,50 @@ __all__ = [
 
 
 def timestamp() -> str:
-    """Now, UTC, with microseconds: `2026-11-23T13:46:20.123456Z`."""
+    """The current time in UTC, with microseconds: `2026-11-23T13:46:20.123456Z`."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
-    """The common fields of events; the log sets seq, at and epoch when it appends."""
+    """The common fields of events; the log sets seq, at and epoch when it appends an event."""
 
-    #: Position in the log, from 0, without gaps.
+    #: The position in the log, from 0, without gaps.
     seq: int = -1
     at: str = ""
-    #: Rises each time a run is resumed, and with each phase of a fleet's run.
+    #: Increases each time a run is resumed, and with each phase of a run in a fleet.
     epoch: int = 0
 
 
 class RunCreated(Event, frozen=True, tag="run_created"):
-    """The first line: everything that later sessions of this directory must agree with."""
+    """The first line: the settings that all later sessions of this directory must share."""
 
     run_id: str
     chain: str
-    #: How to load the chain again: "chain.py:name" below `chain_root`; "" for a chain built in Python.
+    #: The reference with which the chain is loaded again: "chain.py:name" below `chain_root`; "" for a chain built in
+    #: Python.
     chain_ref: str
     chain_root: str
-    #: graph.json.
+    #: The content of graph.json.
     graph: Graph
-    #: Settings the log fixes: seed, limit, batch_size, format, max_rows_per_file, flattened, key, ...
+    #: Settings that the log fixes: seed, limit, batch_size, format, max_rows_per_file, flattened, key, ...
     settings: dict[str, Any]
-    #: path (relative to the chain root or the run directory, as `below` says), kind, size, mtime_ns, sample digest; sizes
-    #: and times of its files.
+    #: path (relative to the chain root or the run directory, according to `below`), kind, size, mtime_ns, sample digest,
+    #: and sizes and times of its files.
     input: dict[str, Any]
     #: python, chainette, pydantic, ...; git commit of the chain root; platform.
     versions: dict[str, str]
     git: str | None = None
-    #: The chain root as seen from the run directory, for a project that moved.
+    #: The chain root relative to the run directory, for a project that was moved.
     way_to_chain: str = ""
-    #: How its units were moved, as command line flags: {"workers": "2"}, {"redis": URL without password}; {}: in the process.
+    #: The command-line flags about the processes of the run: {"workers": "2"}, {"redis": URL without password}; {} if the
+    #: run was in one process.
     way: dict[str, str] = {}
-    #: A keyed digest of this line, by which the user who began the run recognizes it (`origin.py`); "" without a key.
+    #: A keyed digest of this line by which the user who began the run recognizes it (`origin.py`); "" without a key.
     seal: str = ""
 
 
 class Charged(TypedDict):
-    """The part of a session's first event that sets the charges for its answers."""
+    """The fields of a session's first event that set the charges for its answers."""
 
     rates: dict[str, Rate]
     budget: list[str]
@@ -102,44 +104,44 @@ class Charged(TypedDict):
 
 
 class RunStarted(Event, frozen=True, tag="run_started"):
-    """Work begins in a fresh directory."""
+    """Work began in a new directory."""
 
-    #: Records expected in the input after --limit; None if unknown.
+    #: The expected number of records, after --limit; None if unknown.
     expected: int | None = None
     #: The start of this epoch's results in a fleet: (stream id, token).
     anchor: tuple[str, str] | None = None
-    #: Engine -> how its usage is charged from here on.
+    #: Engine -> the rate of its usage from here on.
     rates: dict[str, Rate] = {}
-    #: The limits of the run, as `--budget` takes them; and engine -> its limits, in the order of `Amounts`.
+    #: The limits of the run, in the form of `--budget`; and engine -> its limits, in the order of `Amounts`.
     budget: list[str] = []
     engine_budgets: dict[str, BudgetLimits] = {}
 
 
 class RunResumed(Event, frozen=True, tag="run_resumed"):
-    """Work goes on in a new epoch."""
+    """Work continued in a new epoch."""
 
     fingerprint: str
     expected: int | None = None
     #: Set if the chain changed on purpose (`--from`).
     graph: Graph | None = None
     anchor: tuple[str, str] | None = None
-    #: Number of completed phases, if a fleet's run goes in phases, one engine after the other.
+    #: The number of completed phases, if a run in a fleet uses phases, one engine after the other.
     phase: int = 0
-    #: The URL of its Redis without the password; "" if no Redis outlives the session.
+    #: The URL of its Redis, without the password; "" if no Redis outlives the session.
     redis: str = ""
-    #: The input, if it moved or has other times.
+    #: The identity of the input, if it was moved or has other times.
     input: dict[str, Any] | None = None
     #: The limit of records, if it was raised.
     limit: int | None = None
-    #: The number of records before those of files that were appended to the input; they begin a new root.
+    #: The number of records before appended input files, whose first record begins a new root.
     records: int | None = None
     #: The number of rows to accept, if it was raised.
     accept: int | None = None
-    #: The number of the last order that a sink has followed; it follows no older order, and none twice.
+    #: The number of the last order that a sink has carried out; it carries out no older order, and none twice.
     order: int = 0
-    #: Engine -> how its usage is charged from here on, if that changed.
+    #: Engine -> the rate of its usage from here on, if it changed.
     rates: dict[str, Rate] = {}
-    #: The limits of the run from here on, as `--budget` takes them; and engine -> its limits.
+    #: The limits of the run from here on, in the form of `--budget`; and engine -> its limits.
     budget: list[str] = []
     engine_budgets: dict[str, BudgetLimits] = {}
 
@@ -147,14 +149,14 @@ class RunResumed(Event, frozen=True, tag="run_resumed"):
 class InputRead(Event, frozen=True, tag="input_read"):
     """The position in the input when the units after this line were read."""
 
-    #: Bytes, over all files in reading order.
+    #: Bytes of all files, in reading order.
     upto: int
-    #: sha256 of them.
+    #: The sha256 of these bytes.
     digest: str
 
 
 class Beyond(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Rows of one node behind the last accepted row, within its root."""
+    """The rows of one node after the last accepted row, within its root."""
 
     taken: int = 0
     given: int = 0
@@ -167,77 +169,77 @@ class Beyond(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class LastAccepted(msgspec.Struct, frozen=True):
-    """The boundary of a run with `accept`: all rows behind this one are surplus."""
+    """The boundary of a run with `accept`: all rows after this one are surplus."""
 
     row_id: str
-    #: Finished rows of its root up to this one; together with those of earlier roots they are the wanted number.
+    #: The finished rows of its root up to this one; with those of earlier roots, they add up to the wanted number.
     rows: int
-    #: Node or fork -> its rows behind it, of the same root.
+    #: Node or fork -> its rows after this row, in the same root.
     beyond: dict[str, Beyond] = {}
 
 
 class RootDone(msgspec.Struct, frozen=True):
     """The counts of a complete root."""
 
-    #: Records of the input in this root, bad ones included.
+    #: Records of the input in this root, including bad ones.
     records: int
     #: Records that do not fit the input model.
     bad: int
     #: Rows that reached the end of the main flow.
     finished: int
-    #: Per fork: rows in, rows stopped at its join.
+    #: Fork -> rows in, rows stopped at its join.
     forks: dict[str, tuple[int, int]] = {}
     #: Set if the last accepted row is in this root.
     last: LastAccepted | UnsetType = UNSET
 
     @property
     def accepted(self) -> int:
-        """Its finished rows, without those behind the last accepted one."""
+        """Its finished rows, without those after the last accepted one."""
         return self.finished if self.last is UNSET else self.last.rows
 
 
 class UnitCommitted(Event, frozen=True, tag="unit_committed"):
-    """A unit's rows are in the shards. Written after they are fsynced."""
+    """The rows of a unit are in the shards. Logged after they are fsynced."""
 
     node: str
     root: int
-    #: The engine that was asked; "" unless the step escalates.
+    #: The engine that was asked, if the step escalates; otherwise "".
     engine: str = ""
     #: The unit's part; for people, `RunState` does not need it.
     unit: str = ""
-    #: Per file (`<folder>/<n>`): the span of its rows in the journal: start byte, start row, end byte, end row.
+    #: File (`<folder>/<n>`) -> the span of the rows in the journal: start byte, start row, end byte, end row.
     off: dict[str, tuple[int, int, int, int]] = {}
-    #: Per file: CRC-32 of the journal up to the end of that span; {} in logs of older versions.
+    #: File -> CRC-32 of the journal up to the end of that span; {} in logs of older versions.
     sums: dict[str, int] = {}
-    #: Rows that went in, came out, were rejected; and rows that expansion added.
+    #: Rows that went in, that came out, that were rejected, and that expansion added.
     taken: int = 0
     given: int = 0
     rejected: int = 0
     added: int = 0
-    #: Rows, among those that went in, that were taken from an earlier run.
+    #: Incoming rows that were taken from an earlier run.
     reused: int = 0
-    #: Rows, among those that went in, that took the answer of another row with the same request.
+    #: Incoming rows that took the answer of another row with the same request.
     shared: int = 0
     #: The keys of the rows that came out (`core/answer_key.py`), 16 bytes each, in the order of the shard; b"" if they have
     #: none, as in logs of older versions.
     keys: bytes = b""
-    #: Rows that wait for the next engine of the step instead; they count as taken once that one has answered.
+    #: Rows that wait for the next engine of the step; they count as taken once that engine has answered.
     escalated: int = 0
-    #: Ids an Apply dropped.
+    #: Ids of rows that an Apply dropped.
     dropped: list[str] = []
-    #: Ids of rows that passed a choice among candidates as they are, with all candidates kept.
+    #: Ids of rows that passed a choice among candidates unchanged, with all candidates kept.
     passed: list[str] = []
-    #: Candidates without a valid answer, among those given.
+    #: Given candidates without a valid answer.
     invalid: int = 0
     #: Rejections by reason.
     reasons: dict[str, int] = {}
-    #: Way -> rows that take it, of a node that decides.
+    #: Way -> rows that take it, for a node that decides.
     ways: dict[str, int] = {}
-    #: Row id -> its asks so far, for rows that wait for the next engine, and for rejections that `--retry` took back.
+    #: Row id -> its attempts so far, for rows that wait for the next engine, and for rejections that `--retry` took back.
     earlier: dict[str, Earlier] = {}
     usage: Usage = Usage()
     root_done: RootDone | None = None
-    #: Stream position (id, token) in a fleet.
+    #: The position (id, token) in the stream of a fleet.
     pos: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
@@ -254,16 +256,16 @@ class UnitRetried(Event, frozen=True, tag="unit_retried"):
     message: str
     #: Seconds until the next try.
     delay: float
-    #: Whether only requests of single rows failed, so that the engine may answer others.
+    #: Whether only requests of some rows failed, so that the engine may answer other rows.
     alone: bool = False
-    #: Whether the engine refuses the step as it is declared, so that no worker can do it.
+    #: Whether the engine refuses the step as it is declared, so that no worker can process it.
     refused: bool = False
     #: The engine, if it is one of several of the step.
     engine: str = ""
 
 
 class EngineAdapted(Event, frozen=True, tag="engine_adapted"):
-    """Requests to an engine differ from its declaration: its server refuses a parameter, and the meaning stays without it."""
+    """Requests to an engine differ from its declaration: its server refuses a parameter that does not affect the meaning."""
 
     engine: str
     #: Name of the change -> its description.
@@ -271,8 +273,8 @@ class EngineAdapted(Event, frozen=True, tag="engine_adapted"):
 
 
 class EngineProbed(Event, frozen=True, tag="engine_probed"):
-    """An engine was asked fixed questions in the form of a step's requests, to find out whether rows or the engine are at
-    fault."""
+    """An engine was asked fixed questions in the form of a step's requests, to find out whether the rows or the engine are
+    at fault."""
 
     node: str
     usage: Usage
@@ -281,7 +283,7 @@ class EngineProbed(Event, frozen=True, tag="engine_probed"):
 
 
 class AnswersDiscarded(Event, frozen=True, tag="answers_discarded"):
-    """Answers of a step that led to no row, since their unit was stopped or taken over. A best-effort figure: a killed
+    """Answers of a step led to no row, because their unit was stopped or taken over. The count is a lower bound: a killed
     process reports none."""
 
     node: str
@@ -292,7 +294,7 @@ class AnswersDiscarded(Event, frozen=True, tag="answers_discarded"):
 
 
 class RowsTakenBack(Event, frozen=True, tag="rows_taken_back"):
-    """Rows of a step were taken back, to be computed anew; the cost of their answers stays on the bill."""
+    """Rows of a step were taken back, to be recomputed; the cost of their answers stays on the bill."""
 
     node: str
     engine: str
@@ -308,12 +310,12 @@ class UnitSplit(Event, frozen=True, tag="unit_split"):
 
 
 class EngineLoaded(Event, frozen=True, tag="engine_loaded"):
-    """An engine is ready."""
+    """An engine became ready."""
 
     engine: str
     backend: str
     model: str
-    #: Seconds from open to ready.
+    #: Seconds from opening to readiness.
     seconds: float
     deterministic: bool = False
     details: dict[str, Any] = {}
@@ -341,7 +343,7 @@ class EngineReleased(Event, frozen=True, tag="engine_released"):
 
 
 class WorkerJoined(Event, frozen=True, tag="worker_joined"):
-    """A process began to take units."""
+    """A process began to claim units."""
 
     worker: str
 
@@ -380,19 +382,19 @@ class ShardSealed(Event, frozen=True, tag="shard_sealed"):
 
 
 class BudgetUsed(Event, frozen=True, tag="budget_used"):
-    """The part of a run's budget that is spent or reserved; if a process is killed after this line, it may have sent the
+    """The part of a run's budget that is spent or reserved. A process that is killed after this line may have sent the
     reserved requests, so they count as spent."""
 
     used: Amounts
-    #: Engine with a budget -> the part of it the run has spent or reserved.
+    #: Engine with a budget -> the part of it that the run has spent or reserved.
     engines: dict[str, Amounts] = {}
 
 
 class RunPaused(Event, frozen=True, tag="run_paused"):
-    """Work stopped before the end; `chainette resume` goes on."""
+    """Work stopped before the end; `chainette resume` continues it."""
 
     reason: str
-    #: Flags without which it would stop again at once: a larger budget.
+    #: Flags without which the run would stop again at once (a larger budget).
     flags: list[str] = []
 
 
@@ -403,13 +405,13 @@ class RunCancelledEvent(Event, frozen=True, tag="run_cancelled"):
 class RunFinished(Event, frozen=True, tag="run_finished"):
     """Every root is complete and every shard sealed."""
 
-    #: sha256 of the whole input.
+    #: The sha256 of the whole input.
     input_digest: str = ""
-    #: Records of the whole input; None in logs of older versions.
+    #: The records of the whole input; None in logs of older versions.
     records: int | None = None
 
 
-#: The events that workers tell a run's sink. No row, shard, or end of a run depends on them.
+#: The events that workers send to the sink of a run. No row, shard, or end of a run depends on them.
 Note = (
     UnitRetried
     | AnswersDiscarded

@@ -1,4 +1,4 @@
-"""Reads rows of a run directory for people, in any format and without the chain."""
+"""Reads rows of a run directory for people, from any format and without the chain."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ __all__ = [
 
 
 def read_folder(run: RunDir, state: RunState, step: str, *, surplus: bool = False) -> Iterator[dict[str, Any]]:
-    """The logged rows of a step, `rejected` or `flattened`, from shards and journals; CSV cells are text. Rows behind the last
+    """The logged rows of a step, `rejected` or `flattened`, from shards and journals; CSV cells are text. Rows after the last
     accepted one are left out unless `surplus` is set.
 
     Raises:
-        DamagedRun: a file is not there, or does not hold the bytes that were written.
+        DamagedRun: a file is missing, or does not hold the bytes that were written.
     """
     folder = state.graph.row_folders[step]
     spans = sorted(state.shards.ends.get(folder, {}).items())
@@ -49,7 +49,7 @@ def read_folder(run: RunDir, state: RunState, step: str, *, surplus: bool = Fals
 
 
 def accepted_only(rows: Iterator[dict[str, Any]], state: RunState, step: str) -> Iterator[dict[str, Any]]:
-    """The rows of a step without those behind the last accepted one."""
+    """The rows of a step without those after the last accepted one."""
     boundary = state.boundary
     if boundary is None or step == "flattened":
         return rows
@@ -62,7 +62,7 @@ def typed_rows(run: RunDir, state: RunState, folder: str) -> Iterator[dict[str, 
     """The logged rows of a folder with the types of their columns, in the order of the shards.
 
     Raises:
-        DamagedRun: a file is not there, or does not hold the bytes that were written.
+        DamagedRun: a file is missing, or does not hold the bytes that were written.
     """
     from chainette.io.tables.shard_formats import read_rows
 
@@ -77,7 +77,7 @@ def shard_schema_of(state: RunState, folder: str) -> pa.Schema:
 
 
 def read_span(run: RunDir, state: RunState, folder: str, number: int, first: int, last: int) -> Iterator[dict[str, Any]]:
-    """Rows `first` .. `last - 1` of one shard or journal, as `read_folder` gives them."""
+    """Rows `first` to `last - 1` of one shard or journal, in the form of `read_folder`."""
     from chainette.io.tables.shard_formats import read_rows
 
     path = require_whole(run, state, folder, number)
@@ -89,10 +89,10 @@ def read_span(run: RunDir, state: RunState, folder: str, number: int, first: int
 
 
 def require_whole(run: RunDir, state: RunState, folder: str, number: int) -> Path:
-    """The shard of these rows, or their journal, once all its bytes were checked.
+    """The path of a shard, or of its journal, after a check of all its bytes.
 
     Raises:
-        DamagedRun: it is not there, or does not hold the bytes that were written.
+        DamagedRun: it is missing, or does not hold the bytes that were written.
     """
     suffix, (size, count) = state.run.settings["format"], state.shards.ends[folder][number]
     in_place = suffix == "jsonl" or folder.startswith(run.held.name)
@@ -120,7 +120,7 @@ def _restored(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def rejection_examples(run: RunDir, state: RunState, each: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """The first rejected rows, up to `each` per (step, reason); reads no further than necessary."""
+    """The first rejected rows, up to `each` for each (step, reason). Reads no further than necessary."""
     wanted = {
         (step, reason): min(count, each)
         for step, counts in state.nodes.items()
@@ -142,11 +142,11 @@ def cells_of(shard: Path) -> Iterator[dict[str, Any]]:
     """The rows of a CSV shard as text, by the names in its header.
 
     Raises:
-        DamagedRun: it is not CSV in UTF-8.
+        DamagedRun: the file is not CSV in UTF-8.
     """
     csv.field_size_limit(sys.maxsize)
     try:
         with shard.open(encoding="utf-8", newline="") as file:
             yield from csv.DictReader(file)
     except (csv.Error, UnicodeDecodeError) as error:
-        raise DamagedRun(f"{shard}: not a whole CSV file: {error}") from error
+        raise DamagedRun(f"{shard}: not a complete CSV file: {error}") from error

@@ -1,8 +1,8 @@
-"""Forking inside a directory: `--from` and `--retry` reopen rows of a run (docs/protocol.md, 18).
+"""Forks a directory in place: `--from` and `--retry` reopen rows of a run (docs/protocol.md, 18).
 
-A new directory is built aside from the kept rows: sealed shards are hard-linked, open ones and log lines copied,
-`rejected/` and `flattened/` rewritten. It is swapped in by rename, with the directory it replaces as its newest
-version. After that it is an ordinary directory to resume.
+A new directory is built aside from the kept rows: sealed shards are hard-linked, open shards and log lines are copied,
+`rejected/` and `flattened/` are rewritten. It is swapped in by renaming, and keeps the directory that it replaces as its
+newest version. After that, it is an ordinary directory to resume.
 """
 
 from __future__ import annotations
@@ -54,26 +54,26 @@ __all__ = ["Reopen", "fork", "require_kept"]
 
 @dataclass(frozen=True)
 class Reopen:
-    """The results a fork takes back."""
+    """The results that a fork takes back."""
 
-    #: Nodes whose rows are all computed again; `chain_input` reads the input again, `flattened` computes no row.
+    #: Nodes whose rows are all recomputed; `chain_input` reads the input again, `flattened` computes no row.
     nodes: frozenset[str] = frozenset()
     #: Whether a rejection (step id, reason) is taken back.
     rejection: Callable[[str, str], bool] = lambda _step, _reason: False
-    #: Roots whose rows do not add up: their rows stay and are counted again.
+    #: Roots whose rows do not add up; the rows stay and are counted again.
     roots: frozenset[int] = frozenset()
-    #: Whether rows tell from now on which engine answered: another one than the chain's is asked.
+    #: Whether rows name the engine that answered from now on, because an engine other than the chain's is asked.
     tells_engine: bool = False
 
 
 def fork(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen) -> int:
-    """Replaces the directory by one in which rows are pending again; returns the number of rejections taken back.
+    """Replaces the directory with one in which rows are pending again; returns the number of rejections taken back.
 
     Raises:
         RunDirectoryInUse: another process writes to it.
         RunDirectoryError: rows that are needed again were not kept.
-        DamagedRun: rows that are kept are not those that were written.
-        DiskError: the disk refused; the directory is as it was.
+        DamagedRun: rows to keep are not those that were written.
+        DiskError: the disk is full, or a write failed; the directory is as it was.
     """
     require_kept(directory, plan, state, reopen)
     require_no_links(directory)
@@ -99,13 +99,13 @@ def require_kept(directory: RunDir, plan: Plan, state: RunState, reopen: Reopen)
     if lost:
         raise RunDirectoryError(
             f"{directory}: the rows of {', '.join(lost)} (yield_output=False) were deleted when the run finished; "
-            f"compute them anew: `chainette resume {directory} --from {lost[0]}`"
+            f"recompute them: `chainette resume {directory} --from {lost[0]}`"
         )
 
 
 def _broke_off(directory: RunDir, state: RunState, newest: int) -> bool:
-    """Whether the directory is an unfinished attempt to compute rows of its newest version anew. That version is whole, and
-    stays the newest: however often an attempt breaks off, `rollback` brings back the rows from before the first."""
+    """Whether the directory is an unfinished attempt to recompute rows of its newest version. That version is complete and
+    stays the newest: no matter how often an attempt is interrupted, `rollback` restores the rows from before the first."""
     if state.ended:
         return False
     ended, epoch = False, 0
@@ -121,7 +121,7 @@ class _Fork:
     plan: Plan
     state: RunState
     reopen: Reopen
-    #: Rejections that became pending rows again.
+    #: The number of rejections that became pending rows again.
     taken_back: int = 0
     _open_roots: set[int] = field(default_factory=set)
     _reasked: Reasked = field(init=False)
@@ -152,14 +152,14 @@ class _Fork:
         fsync_dir(self.target.path)
 
     def _require_whole(self, *folders: str) -> None:
-        """Checks the rows that are copied into other files: there a changed row would get a CRC-32 that fits it."""
+        """Checks the rows that are copied to other files, in which a damaged row would get a matching CRC-32."""
         for folder in folders:
             for number in self.state.shards.ends.get(folder, ()):
                 require_whole(self.source, self.state, folder, number)
 
     @cached_property
     def _shared(self) -> list[str]:
-        """Folders with rows of nodes that are taken back and of others that are kept: the rounds of a loop."""
+        """Folders that have rows both of nodes that are taken back and of nodes that are kept, as for rounds of a loop."""
         taken = {node.logged_folder for node in self.plan.nodes.values() if node.id in self.reopen.nodes}
         kept = {node.logged_folder for node in self.plan.nodes.values() if node.id not in self.reopen.nodes}
         return sorted(taken & kept)
@@ -179,7 +179,7 @@ class _Fork:
             if self._is_open(event, reader):
                 self._reasked.note(event, [line for line in reader.rejected(event.off) if self._reopens(line)])
                 found.add(event.root)
-        if self.state.accepted is not None and found:  # later rows may no longer be accepted, or more of them
+        if self.state.accepted is not None and found:  # fewer or more of the later rows may be accepted
             found |= {*range(min(found), len(self.state.roots.done))}
         yield from found
 
@@ -195,7 +195,7 @@ class _Fork:
         return rejection["step_id"] != CHAIN_INPUT and self.reopen.rejection(rejection["step_id"], rejection["reason"])
 
     def _link_shards(self) -> None:
-        """Links the files that stay unchanged. Files still written to are copied: the replaced directory keeps its own."""
+        """Links the files that will not change. Other files are copied, because the replaced directory keeps its own."""
         nodes = [node for node in self.plan.nodes.values() if node.id not in self.reopen.nodes]
         copied = {*self._shared, *self._reasked.folders}
         for folder in dict.fromkeys(node.folder for node in nodes if node.logged_folder not in copied):
@@ -204,12 +204,12 @@ class _Fork:
             self._take(f"{self.source.held.name}/{folder}")
         grows = bool(self.state.input.get("growing"))
         self._take(self.source.inputs.name, () if grows else {path.stem for path in self.source.inputs.glob("*")})
-        if self.source.plan.is_dir():  # a later plan writes to its sample
+        if self.source.plan.is_dir():  # a later plan may write to its sample
             copy_tree(self.source.plan, self.target.plan)
         self._take(self.source.answers.name, {path.stem for path in self.source.answers.glob("*.index*")})
 
     def _take(self, place: str, final: Container[str] = ()) -> None:
-        """Takes over the files of one folder: links those that are final, copies the others."""
+        """Takes over the files of a folder: links final files, and copies the others."""
         paths = sorted((self.source.path / place).glob("*"))
         if paths:
             make_folder(folder := self.target.path / place)
@@ -223,7 +223,9 @@ class _Fork:
         match event:
             case RunPaused() | RunFinished():
                 return
-            case RunCreated() if self.reopen.tells_engine and event.settings["format"] == "jsonl":  # others' columns are fixed
+            case RunCreated() if (
+                self.reopen.tells_engine and event.settings["format"] == "jsonl"
+            ):  # the columns of other formats are fixed
                 yield changed(event, self.source, event.settings | {TELLS_ENGINE: True})
             case RunStarted() | RunResumed():
                 # no queue continues this log, and reopened rows may need earlier phases
@@ -249,19 +251,19 @@ class _Fork:
                 yield event
 
     def _taken_back(self, event: UnitCommitted | AnswersDiscarded | EngineProbed) -> RowsTakenBack:
-        """The cost of answers whose rows are computed anew."""
+        """The cost of answers whose rows are recomputed."""
         engine = event.engine or self.state.graph.engine_of(event.node)
         return RowsTakenBack(node=event.node, engine=engine, usage=event.usage, at=event.at, epoch=event.epoch)
 
     def _answered(self, engine: str) -> bool:
-        """Whether rows an engine answered are kept, so that it must be loaded from the same model again."""
+        """Whether rows that an engine answered are kept, so that it must use the same model again."""
         return any(engine in node.engines and node.id not in self.reopen.nodes for node in self.plan.nodes.values())
 
     def _is_kept(self, folder: str) -> bool:
         return any(node.folder == folder and self._has(node.id) for node in self.plan.nodes.values())
 
     def _has(self, node: str) -> bool:
-        """Whether the rows of a node or a fork are kept: the chain still has it, and it is not taken back."""
+        """Whether the rows of a node or a fork are kept: the chain still has it, and its rows are not taken back."""
         joins = node in self.plan.forks and bool(self.plan.forks[node].joins)
         known = node == CHAIN_INPUT or node in self.plan.nodes or joins
         return known and node not in self.reopen.nodes
@@ -311,13 +313,13 @@ class _Fork:
         return asked_engine(self.plan.nodes.get(event.node), event)
 
     def _sums_of(self, off: Mapping[str, Span]) -> dict[str, int]:
-        """The sums of the journals that are written anew."""
+        """The checksums of the rewritten journals."""
         streams = {file: self._rewritten.get(file.rpartition("/")[0]) for file in off}
         return {file: stream.sums[file] for file, stream in streams.items() if stream is not None}
 
 
 def _recounted(event: UnitCommitted) -> UnitCommitted:
-    """A unit with counts taken from its spans in the shards."""
+    """The unit, with its counts computed from its spans in the shards."""
     rows = {"rejected": 0, "flattened": 0, "given": 0}
     for file, (_, first, _, last) in event.off.items():
         folder = file.rpartition("/")[0]

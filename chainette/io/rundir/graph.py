@@ -1,6 +1,6 @@
-"""graph.json: the plan as the log keeps it. Every reader of the log sees these structs.
+"""graph.json: the plan in the form in which the log keeps it. Every reader of the log uses these structs.
 
-Bytes do not change: a graph that was read is written with the same fields in the same order.
+A graph that was read is written with the same bytes: the same fields in the same order.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ __all__ = [
 ]
 
 
-#: The cardinality of a node that makes a list of rows of one.
+#: The cardinality of a node that makes a list of rows from one row.
 _MANY = "many"
 
-#: A folder of rows lies directly in the run directory, or in `.held/`.
+#: A folder of rows is directly in the run directory, or in `.held/`.
 _FOLDER = re.compile(r"[^/\0.][^/\0]*")
 _FILE = re.compile(rf"(?:\.held/)?{_FOLDER.pattern}/\d+")
 
 
 @lru_cache(maxsize=1000)  # every line of a log names a file or two
 def require_file(name: str) -> None:
-    """Raises ValueError unless the name (`extract/0`, `.held/extract/0`) stays inside the run directory."""
+    """Raises ValueError unless the name (`extract/0`, `.held/extract/0`) is inside the run directory."""
     if not _FILE.fullmatch(name):
         raise ValueError(f"{name!r} is not a file of a run directory")
 
 
 class _Tagged(msgspec.Struct, frozen=True, tag_field="to", tag=True):
-    """Tagged by the key `to`."""
+    """A struct that is tagged by the key `to`."""
 
 
 class EdgeToNode(_Tagged, frozen=True, tag="ToNode"):
@@ -67,14 +67,14 @@ class EdgeToBranchEnd(_Tagged, frozen=True, tag="ToBranchEnd"):
 
 
 class EdgeToWays(_Tagged, frozen=True, tag="ToWays"):
-    """Rows go on by the decision for each; see `Choice` in `core/forks.py`."""
+    """Each row continues according to the decision for it; see `Choice` in `core/forks.py`."""
 
     fork: str
     ways: list[tuple[str, Edge]]
 
 
 class EdgeToEnd(_Tagged, frozen=True, tag="End"):
-    """Rows end the main flow."""
+    """The end of the main flow."""
 
 
 Edge = EdgeToNode | EdgeToFork | EdgeToBranchEnd | EdgeToWays | EdgeToEnd
@@ -106,14 +106,14 @@ class GraphFork(_Tagged, frozen=True, tag="Fork"):
 
     @property
     def branches(self) -> list[GraphJoin | GraphSide]:
-        """The branches in the chain's order, in which the fork's id names them."""
+        """The branches in the order of the chain, which is also their order in the id of the fork."""
         order = declared_of(self.id).removeprefix("+").split("+")
         every: list[GraphJoin | GraphSide] = [*self.joins, *self.sides]
         return sorted(every, key=lambda branch: order.index(declared_of(branch.branch)))
 
     @property
     def inside(self) -> list[Edge]:
-        """The beginnings of everything in it, each once."""
+        """The first element of each branch, each once."""
         return self.starts
 
     @property
@@ -122,17 +122,17 @@ class GraphFork(_Tagged, frozen=True, tag="Fork"):
 
     @property
     def starts(self) -> list[Edge]:
-        """The destinations of all rows that come to the fork."""
+        """The destinations of all rows that enter the fork."""
         return [branch.first for branch in self.branches]
 
     @property
     def copies(self) -> int:
-        """The number of rows that begin each of its branches, for each row that comes."""
+        """The number of rows that begin each branch, for each row that enters the fork."""
         return 1
 
 
 class GraphSamples(GraphFork, frozen=True, tag="Samples"):
-    """The candidates of a step: its one branch takes several copies of each row."""
+    """The candidates of a step: the only branch takes several copies of each row."""
 
     count: int
 
@@ -146,7 +146,7 @@ class GraphSamples(GraphFork, frozen=True, tag="Samples"):
 
 
 class GraphChoice(GraphFork, frozen=True, tag="Choice"):
-    """A fork whose rows take one of its branches each, as its first node decides."""
+    """A fork in which each row takes one of the branches; the first node decides which."""
 
     decision: str
     entry: Edge
@@ -165,7 +165,7 @@ class GraphChoice(GraphFork, frozen=True, tag="Choice"):
         return [self.entry, *(branch.first for branch in self.branches)]
 
     def way(self, branch: GraphJoin | GraphSide) -> str:
-        """The name of a way; "" for the way of rows that pass by."""
+        """The name of a way; "" for rows that pass by."""
         return branch.branch.removeprefix(f"{self.decision}:")
 
 
@@ -178,8 +178,8 @@ class GraphRounds(GraphChoice, frozen=True, tag="Rounds"):
 
 
 class GraphNode(msgspec.Struct, frozen=True, kw_only=True):
-    """A node that does work. Only steps have the fields after `rescue`; later rounds of a loop leave out model and prompts,
-    which are those of the first."""
+    """A node that processes rows. Only steps have the fields after `rescue`. Later rounds of a loop leave out the model and
+    the prompts, which are those of the first round."""
 
     id: str
     name: str = ""
@@ -201,19 +201,19 @@ class GraphNode(msgspec.Struct, frozen=True, kw_only=True):
     output_format_instruction: str | UnsetType | None = UNSET
     sampling: dict[str, Any] | UnsetType = UNSET
     max_attempts: int | UnsetType = UNSET
-    #: Further engines; unset if there are none.
+    #: Further engines of the step; unset if there are none.
     escalate: list[str] | UnsetType = UNSET
-    #: Candidates per row; unset if there is one.
+    #: The number of candidates per row; unset if there is one.
     samples: int | UnsetType = UNSET
     #: The choice among candidates; unset on other nodes.
     pick: str | UnsetType = UNSET
-    #: Whether equal requests are asked once; unset if not.
+    #: Whether equal requests are sent once; unset if not.
     dedupe: bool | UnsetType = UNSET
-    #: The engine the chain names, if a retry asks another one in its place.
+    #: The engine that the chain names, if a retry asks another one in its place.
     instead_of: str | UnsetType = UNSET
 
     def part(self, name: str) -> Any:
-        """One of its fields; None if it has no such part."""
+        """The field with this name; None if the node does not have it."""
         value = getattr(self, name)
         return None if value is UNSET else value
 
@@ -223,7 +223,7 @@ class GraphNode(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def engines(self) -> list[str]:
-        """Every engine that may be asked for its rows."""
+        """All engines that may be asked for its rows."""
         return [self.engine, *(self.escalate or ())]
 
     @property
@@ -264,18 +264,18 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         try:
             follow(self.first)
         except KeyError as error:
-            raise ValueError(f"an edge leads to {error}, which is not there") from error
+            raise ValueError(f"an edge leads to {error}, which does not exist") from error
         if len(reached) != len(self.nodes) + len(self.forks):
             raise ValueError("a node or a fork cannot be reached")
 
     @cached_property
     def steps(self) -> list[GraphNode]:
-        """The nodes as the chain declares them: of the rounds of a loop, the first."""
+        """The nodes that the chain declares, with only the first round of each loop."""
         return [node for node in self.nodes if declared_of(node.id) == node.id]
 
     @cached_property
     def declared_forks(self) -> list[GraphFork]:
-        """The forks as the chain declares them: of a loop, the first round."""
+        """The forks that the chain declares, with only the first round of each loop."""
         declared = [fork for fork in self.forks if declared_of(fork.id) == fork.id]
         return [
             msgspec.structs.replace(fork, joins=fork.joins[:1], sides=fork.sides[:1]) if isinstance(fork, GraphRounds) else fork
@@ -293,7 +293,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def row_folders(self) -> dict[str, str]:
-        """Name -> folder of everything whose rows may be read: steps that are not hidden, `rejected` and `flattened`."""
+        """Name -> folder of all rows that may be read: steps that are not hidden, `rejected` and `flattened`."""
         steps = {node.id: node.folder for node in self.steps if not node.hidden}
         return steps | {"rejected": "rejected", "flattened": "flattened"}
 
@@ -302,7 +302,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return {fork.id: fork for fork in self.forks}
 
     def line(self, target: Edge) -> Iterator[GraphNode | GraphFork]:
-        """The nodes and forks from a target to the end of the main flow or branch, without the insides of forks."""
+        """The nodes and forks from a target to the end of the main flow or branch, without the contents of forks."""
         while isinstance(target, EdgeToNode | EdgeToFork):
             if isinstance(target, EdgeToNode):
                 node = self.by_id[target.node]
@@ -315,7 +315,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def _sources(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Node or fork -> the source of its rows; and node or fork -> the fork that receives the same rows."""
+        """(node or fork -> the source of its rows, node or fork -> the fork that receives the same rows)."""
         feeds = {_name(target): node.id for node in self.nodes for _, target in _ways_of(node.next)}
         same: dict[str, str] = {}
         for fork in self.forks:
@@ -332,8 +332,8 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def expansions(self) -> dict[str, int]:
-        """Node or fork -> how often the main flow was expanded up to it. The id of a main-flow row there has as many numbers
-        behind the number of its record."""
+        """Node or fork -> the number of expansions of the main flow before it. The id of a main-flow row there has as many
+        numbers after the number of its record."""
         found: dict[str, int] = {}
 
         def follow(target: Edge, depth: int, *, main: bool) -> None:
@@ -348,11 +348,11 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def _ways(self) -> dict[str, str]:
-        """Node or fork at the beginning of a way -> the way."""
+        """First node or fork of a way -> the way."""
         return {_name(target): way for node in self.nodes for way, target in _ways_of(node.next) if way is not None}
 
     def way_to(self, name: str) -> str | None:
-        """The way of its source's rows a node or a fork receives; None if it receives all of them."""
+        """The way whose rows a node or a fork receives from its source; None if it receives all of them."""
         _, same = self._sources
         while name in same:
             name = same[name]
@@ -368,7 +368,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return found
 
     def shape(self) -> dict[str, Any]:
-        """Everything that decides rows or files, apart from the nodes' own fingerprints and the number of rounds."""
+        """Everything that affects rows or files, except the fingerprints of nodes and the number of rounds."""
         loops = {fork.id for fork in self.forks if isinstance(fork, GraphRounds)}
         nodes = [(node.id, node.path, _without_rounds(node.next, loops), node.hidden) for node in self.steps]
         forks = [msgspec.structs.replace(fork, depth=0) for fork in self.declared_forks]
@@ -379,7 +379,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 
 def _without_rounds(target: Edge, loops: Container[str]) -> Edge | str:
-    """The destination; of a loop's decision, which depends on the number of rounds, just the loop."""
+    """The destination; for the decision of a loop, whose destination depends on the number of rounds, only the loop."""
     return target.fork if isinstance(target, EdgeToWays) and target.fork in loops else target
 
 
@@ -389,7 +389,7 @@ def _ways_of(target: Edge) -> list[tuple[str | None, Edge]]:
 
 
 def _name(target: Edge) -> str:
-    """The node or fork a target names; "" at an end."""
+    """The node or fork that a target names; "" at an end."""
     match target:
         case EdgeToNode():
             return target.node

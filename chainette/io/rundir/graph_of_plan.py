@@ -1,4 +1,4 @@
-"""The graph of a plan, as graph.json describes it."""
+"""Converts a plan to the graph in graph.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NOTHING = Added()
 
 
 def graph_of(plan: Plan, added: Added = _NOTHING) -> Graph:
-    """The plan as graph.json, equal to the graph that is read back."""
+    """The graph of a plan; it is equal to the graph that is read back from graph.json."""
     schemas = ShardSchemas(plan, added)
     graph = {
         "chain": plan.chain,
@@ -80,7 +80,7 @@ def _describe(plan: Plan, node: PlanNode) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A target or a fork as tagged plain data."""
+    """A target or a fork as plain data with a tag."""
     return {"to": type(value).__name__} | {key: _entry(entry) for key, entry in vars(value).items()}
 
 

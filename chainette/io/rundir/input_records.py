@@ -1,4 +1,4 @@
-"""Records of a run's input, read again for `why` and `rejected --records`."""
+"""Reads records of a run's input again, for `why` and `rejected --records`."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ __all__ = ["fields_of", "kind_of_records", "record_at", "record_lines", "same_in
 
 
 def kind_of_records(state: RunState) -> str:
-    """The form in which `record_lines` gives the records of a run: cells without a type stay in CSV."""
+    """The format of `record_lines` for a run: CSV if cells have no types, otherwise JSON lines."""
     return "csv" if state.input["kind"] in ("csv", "tsv") else "jsonl"
 
 
 def record_at(run: RunDir, state: RunState, number: int) -> Record | None:
-    """A record as the input has it now; None if the input is shorter.
+    """A record from the current input; None if the input is shorter.
 
     Raises:
-        InputError: the input is gone, or cannot be read.
+        InputError: the input is missing, or cannot be read.
     """
     return next(open_input(input_paths(state.input, run, chain_root_of(state.run, run))).records(number), None)
 
 
 def same_input_of(run: RunDir, state: RunState) -> InputFile:
-    """The input of a run; of one that grew, the part that was read.
+    """The input of a run; if it has grown, only the part that was read.
 
     Raises:
-        InputError: the input is gone, or no longer the one that the run read.
+        InputError: the input is missing, or no longer the one that the run read.
     """
     source = open_input(input_paths(state.input, run, chain_root_of(state.run, run)))
     require_same_input(source, state.input, state.read, str(run))
@@ -46,10 +46,10 @@ def same_input_of(run: RunDir, state: RunState) -> InputFile:
 
 
 def record_lines(run: RunDir, state: RunState, numbers: Collection[int]) -> Iterator[str]:
-    """The records with these numbers in the order of the input, as the lines of a file of `kind_of_records`.
+    """The records with these numbers in the order of the input, as lines of a file of `kind_of_records`.
 
     Raises:
-        InputError: the input is gone, or no longer the one that the run read.
+        InputError: the input is missing, or no longer the one that the run read.
     """
     source = same_input_of(run, state)
     found = (fields for record in _chosen(source, numbers) if (fields := fields_of(record)) is not None)

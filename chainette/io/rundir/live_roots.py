@@ -1,4 +1,4 @@
-"""Roots between admission and completion: their rows and outcomes in memory."""
+"""The roots between admission and completion, with their rows and outcomes in memory."""
 
 from __future__ import annotations
 
@@ -22,23 +22,22 @@ __all__ = ["Admitted", "Commit", "Committed", "InOrder", "Item", "LiveRoots", "S
 
 @dataclass(frozen=True)
 class Admitted:
-    """A root enters: its good rows, and its number of records."""
+    """A root is admitted, with its good rows and its number of records."""
 
     root: int
     rows: list[Row]
     records: int
     #: Its durable outcomes from earlier sessions.
     durable: Durable | None = None
-    #: The position the input was read to.
+    #: The position up to which the input was read.
     read: Read | None = None
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A unit's outcome; `done` if it was the last of its root.
+    """The outcome of a unit; `done` is true if it was the last one of its root.
 
-    The rejections of bad lines are a commit at `chain_input`; a root without pending rows
-    completes with one too.
+    Rejections of bad lines are a commit at `chain_input`; a root without pending rows is completed by such a commit too.
     """
 
     unit: Unit
@@ -46,7 +45,7 @@ class Commit:
     done: bool
     #: (stream id, token) of the result in a fleet.
     pos: tuple[str, str] | None = None
-    #: Number of rows that went in, if the unit came without them.
+    #: The number of rows that went in, if the unit does not contain them.
     taken: int | None = None
 
 
@@ -57,7 +56,7 @@ class Suspended:
     root: int
 
 
-#: An item of a group; an event is logged in its place.
+#: An item of a group. An event is logged at its position in the group.
 Item = Admitted | Commit | Suspended | Event
 
 
@@ -65,9 +64,9 @@ Item = Admitted | Commit | Suspended | Event
 class Committed:
     """The result of a group."""
 
-    #: Finished rows of each root the group completed.
+    #: The finished rows of each root that the group completed.
     finished: list[list[Row]]
-    #: Log events in order.
+    #: The log events, in order.
     events: list[Event]
     #: Seconds to sync rows and log.
     synced: float = 0.0
@@ -82,7 +81,7 @@ class _Live:
 
 
 class LiveRoots:
-    """The outcomes of roots between admission and completion; bounded by the window."""
+    """The outcomes of roots between admission and completion; the window bounds their number."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -106,24 +105,24 @@ class LiveRoots:
         return self._live[root].keys.get(record_of(row_id))
 
     def close(self, root: int) -> tuple[list[Row], RootDone]:
-        """Finished rows of a complete root, and the counts for its log line."""
+        """Removes a complete root; returns its finished rows, and the counts for its log line."""
         settled = self.settled(root)
         del self._live[root]
         return settled
 
     def settled(self, root: int) -> tuple[list[Row], RootDone]:
-        """As `close`; the root stays."""
+        """As `close`, but the root stays."""
         live = self._live[root]
         settled = settle(self._plan, root, live.rows, live.durable)
         bad = live.records - len(live.rows)
         return settled.rows, RootDone(live.records, bad, len(settled.rows), settled.forks)
 
     def suspend(self, root: int) -> Durable:
-        """Drops an incomplete root from memory; returns its outcomes."""
+        """Removes an incomplete root from memory, and returns its outcomes."""
         return self._live.pop(root).durable
 
     def beyond(self, root: int, boundary: Boundary) -> dict[str, Beyond]:
-        """Node or fork -> rows of a root behind the last accepted row, if there are any."""
+        """Node or fork -> its rows of a root after the last accepted row, if there are any."""
         live, plan = self._live[root], self._plan
         within = live.durable.within(boundary.includes)
         rows = [row for row in live.rows if boundary.includes(CHAIN_INPUT, row.row_id)]
@@ -141,7 +140,7 @@ class LiveRoots:
 
 
 def _difference(plan: Plan, node: str, durable: Durable, within: Durable) -> Beyond:
-    """The rows of a node that are left out of the outcomes within a boundary."""
+    """The rows of a node that are not in the outcomes within a boundary."""
     all_in, all_out, all_dropped = durable.counts(node)
     some_in, some_out, some_dropped = within.counts(node)
     reasons = _lost_reasons(durable, within, node)
@@ -164,32 +163,32 @@ def _lost_reasons(durable: Durable, within: Durable, node: str) -> Counter[str]:
 
 @dataclass
 class InOrder:
-    """Completes the roots of a run with `accept` one after another: each waits for those before it."""
+    """Completes the roots of a run with `accept` in order: each root waits for those before it."""
 
     accepted: AcceptedRows
     live: LiveRoots
-    #: The boundary behind a row; None if nobody counts the rows behind it.
+    #: Returns the boundary after a row; None if the rows after it are not counted.
     boundary: Callable[[str], Boundary] | None = None
     _waiting: set[int] = field(default_factory=set)
 
     def __len__(self) -> int:
-        """Roots whose rows have all ended, and that wait for roots before them."""
+        """The number of roots whose rows have all ended, and that wait for earlier roots."""
         return len(self._waiting)
 
     def __contains__(self, root: int) -> bool:
         return root in self._waiting
 
     def wait(self, root: int) -> None:
-        """All rows of a root have ended."""
+        """Adds a root whose rows have all ended."""
         self._waiting.add(root)
 
     def leave(self) -> list[int]:
-        """Returns the roots that waited: a new epoch admits incomplete roots again."""
+        """Removes and returns the waiting roots: a new epoch admits incomplete roots again."""
         waiting, self._waiting = [*self._waiting], set()
         return waiting
 
     def closed(self) -> Iterator[tuple[int, list[Row], RootDone]]:
-        """Closes the roots whose turn it is, up to that of the last accepted row: their rows that are accepted now."""
+        """Closes the roots that need not wait any more, up to that of the last accepted row, with their accepted rows."""
         accepted = self.accepted
         root, missing, written = accepted.roots, accepted.missing, accepted.written
         while root in self._waiting and missing > 0:
@@ -199,7 +198,7 @@ class InOrder:
             root, missing, written = root + 1, missing - done.accepted, 0
 
     def _close(self, root: int, missing: int) -> tuple[list[Row], RootDone]:
-        """The rows of a root that are accepted, and its counts; with the boundary if no row is missing any more."""
+        """The accepted rows of a root and its counts, with the boundary if enough rows are accepted."""
         rows, done = self.live.settled(root)
         if len(rows) >= missing:
             last = rows[missing - 1].row_id

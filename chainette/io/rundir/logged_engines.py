@@ -1,4 +1,4 @@
-"""The engines of a run as its log describes them."""
+"""The engines of a run, according to its log."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from chainette.io.rundir.event_types import EngineAdapted, EngineLoaded
 
 __all__ = ["LoggedEngines"]
 
-#: Fields the log itself counts; no description replaces them.
+#: Fields that are counted from the log; the description of an engine does not replace them.
 _COUNTED = frozenset({"loads", "load_seconds", "identity"})
 
 
 @dataclass
 class LoggedEngines:
-    """The engines that were loaded up to the last event."""
+    """The engines that were loaded, up to the last event."""
 
-    #: Name -> description, as metadata.json has it.
+    #: Name -> description, as in metadata.json.
     described: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def load(self, event: EngineLoaded) -> None:
-        """Takes in that an engine became ready."""
+        """Records that an engine became ready."""
         known = self._known(event.engine)
         known |= {name: value for name, value in event.details.items() if name not in _COUNTED}
         known |= {"backend": event.backend, "model": event.model, "deterministic": event.deterministic}
@@ -31,7 +31,7 @@ class LoggedEngines:
         known["load_seconds"] = round(known["load_seconds"] + event.seconds, 3)
 
     def adapt(self, event: EngineAdapted) -> None:
-        """Takes in that requests to an engine differ from its declaration."""
+        """Records that requests to an engine differ from its declaration."""
         self._known(event.engine)["adapted"] = event.changes
 
     def _known(self, engine: str) -> dict[str, Any]:
@@ -44,5 +44,5 @@ class LoggedEngines:
 
     @property
     def simulated(self) -> bool:
-        """Whether an engine made its answers up."""
+        """Whether the answers of an engine are simulated."""
         return any(engine.get("simulated") for engine in self.described.values())

@@ -15,7 +15,7 @@ __all__ = ["chain_root_of", "input_paths", "placed_below", "placed_input", "way_
 
 
 def placed_below(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> str | None:
-    """The path relative to a folder; None if it is not below it. Does not resolve symbolic links."""
+    """The path relative to a folder; None if it is not below the folder. Symbolic links are not resolved."""
     folder = Path(root).resolve()
     for place in (_plain(path), _resolved(path)):
         if place.is_relative_to(folder):
@@ -24,7 +24,7 @@ def placed_below(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> 
 
 
 def _plain(path: str | os.PathLike[str]) -> Path:
-    """The absolute path, without "..", as the user named it."""
+    """The absolute path without "..", as the user gave it."""
     place = Path(path).absolute()
     return _resolved(place) if ".." in place.parts else place
 
@@ -35,7 +35,7 @@ def _resolved(path: str | os.PathLike[str]) -> Path:
 
 
 def placed_input(identity: Mapping[str, Any], directory: RunDir, chain_root: str) -> dict[str, Any]:
-    """The identity of an input with paths for the log: all relative to one folder, or absolute."""
+    """The identity of an input with paths for the log, which are all relative to one folder, or absolute."""
     paths = [identity["path"], *identity.get("sources", ())]
     for below, root in (("run", str(directory.path)), ("chain", chain_root)):
         placed = [placed_below(path, root) for path in paths] if root else [None]
@@ -47,18 +47,18 @@ def placed_input(identity: Mapping[str, Any], directory: RunDir, chain_root: str
 
 
 def input_paths(recorded: Mapping[str, Any], directory: RunDir, chain_root: Path) -> list[Path]:
-    """The paths at which the input of a run should be now."""
+    """The current paths of the input of a run."""
     root = {"run": directory.path, "chain": chain_root}.get(recorded.get("below", ""), Path())
     return [root / path for path in recorded.get("sources") or [recorded["path"]]]
 
 
 def way_to(chain_root: str, directory: RunDir) -> str:
-    """The chain root as seen from the run directory; "" if there is none."""
+    """The chain root relative to the run directory; "" if there is none."""
     return os.path.relpath(Path(chain_root).resolve(), directory.path.resolve()) if chain_root else ""
 
 
 def chain_root_of(run: RunCreated, directory: RunDir) -> Path:
-    """The chain root of a run now: its old place, else the same place relative to the run directory."""
+    """The current chain root of a run: its old location or, if that is gone, the same location relative to the directory."""
     there = Path(run.chain_root)
     if not run.way_to_chain or _has_chain(there, run.chain_ref):
         return there
@@ -68,4 +68,4 @@ def chain_root_of(run: RunCreated, directory: RunDir) -> Path:
 
 def _has_chain(root: Path, reference: str) -> bool:
     target = root / reference.rpartition(":")[0]
-    return target.exists() if target.suffix in (".py", *YAML) else root.is_dir()  # a module may be an installed one
+    return target.exists() if target.suffix in (".py", *YAML) else root.is_dir()  # a module may be installed

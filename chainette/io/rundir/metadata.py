@@ -1,4 +1,4 @@
-"""metadata.json: a run in numbers, from its state alone."""
+"""metadata.json: the numbers of a run, from its state alone."""
 
 from __future__ import annotations
 
@@ -83,5 +83,5 @@ def _cost_of(state: RunState, step: str) -> dict[str, Any]:
 
 
 def _acceptance(accepted: AcceptedRows) -> dict[str, Any]:
-    """The number of rows that are wanted, of those that are accepted, and the id of the last one once that is certain."""
+    """The numbers of wanted and of accepted rows, and the id of the last accepted row once it is certain."""
     return {"wanted": accepted.wanted, "certain": accepted.certain, "last": accepted.last or None}

@@ -1,4 +1,4 @@
-"""Opening a run directory: creates a new one, or recovers an older one to the state in its log."""
+"""Opens a run directory: creates a new one, or recovers an existing one to the state in its log."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def claim_directory(directory: RunDir) -> EventLog:
-    """Takes an unused directory for a new run and locks it.
+    """Claims an unused directory for a new run and locks it.
 
     Raises:
         RunDirectoryError: it holds a run, or other files.
@@ -66,7 +66,7 @@ def claim_directory(directory: RunDir) -> EventLog:
     require_no_links(directory)
     log = EventLog(directory.log)
     try:
-        if _has_line(directory.log):  # another process was faster
+        if _has_line(directory.log):  # another process was first
             raise RunDirectoryInUse(f"another process has just begun a run in {path}; name another directory")
         log.continue_after(0, -1, 0)  # a crash may have torn the first line
     except BaseException:
@@ -77,7 +77,7 @@ def claim_directory(directory: RunDir) -> EventLog:
 
 
 def _has_line(log: Path) -> bool:
-    """Whether a log has a whole line; without one nothing of a run was ever durable."""
+    """Whether a log has a complete line; without one, nothing of a run was ever durable."""
     with log.open("rb") as file:
         return file.readline().endswith(b"\n")
 
@@ -92,14 +92,14 @@ def _refuse_existing(directory: RunDir) -> None:
     except DamagedRun:
         what = "a damaged run"
     raise RunDirectoryError(
-        f"{directory} holds {what} already; go on with it: `chainette resume {directory}`{here}, or name another directory"
+        f"{directory} already holds {what}; continue it with `chainette resume {directory}`{here}, or name another directory"
     )
 
 
 def again_in_python(directory: RunDir, run: RunCreated, steps: Iterable[str] = ()) -> str:
-    """The way to resume a run whose chain exists only in Python, for a message with the command for others; "" for those.
+    """A clause for messages with the call that resumes a run whose chain exists only in Python; "" for other chains.
 
-    `steps` are computed anew, and all that follow.
+    `steps`, and all steps that depend on them, are recomputed.
     """
     if run.chain_ref:
         return ""
@@ -108,7 +108,7 @@ def again_in_python(directory: RunDir, run: RunCreated, steps: Iterable[str] = (
 
 
 def create(directory: RunDir, log: EventLog, plan: Plan, created: RunCreated) -> RunWriter:
-    """The writer of a directory that `claim_directory` took; the log has its first line on return."""
+    """The writer of a directory that `claim_directory` claimed; the first line of the log is durable on return."""
     state = RunState()
     for offset, event in log.append([sealed(created)]):
         state.apply(event, offset)
@@ -120,14 +120,14 @@ def create(directory: RunDir, log: EventLog, plan: Plan, created: RunCreated) ->
 def read_state(
     directory: RunDir, known: RunState | None = None, heard: Callable[[int, AnyEvent], object] = lambda _offset, _event: None
 ) -> tuple[RunState, int]:
-    """The state of a directory's run, and the end of its intact log. Read-only, except for `finish_swap`.
+    """The state of the run in a directory, and the end of its intact log. Read-only, except for `finish_swap`.
 
-    If `known` was read from the same file before, it is brought up to date, and only newer events are read. `heard` is told
-    of each event, with its offset in the log.
+    If `known` was read from the same file before, it is updated with the newer events. `heard` is called for each event,
+    with its offset in the log.
 
     Raises:
         RunDirectoryError: there is no run.
-        RunDirectoryInUse: another process swaps it for one in which rows are pending again.
+        RunDirectoryInUse: another process is replacing it with a directory in which rows are pending again.
         DamagedRun: the log is damaged.
     """
     _require_run(directory)
@@ -145,7 +145,7 @@ def read_state(
 
 
 def read_created(directory: RunDir) -> RunCreated:
-    """The first event of a directory's run; raises as `read_state` does."""
+    """The first event of the run in a directory. Raises as `read_state` does."""
     _require_run(directory)
     state = RunState()
     for offset, event in read_log(directory.log):
@@ -158,7 +158,7 @@ def _require_run(directory: RunDir) -> None:
     finish_swap(directory)
     if not directory.exists():
         raise RunDirectoryError(
-            f"{directory} holds no run (no {directory.log.name}); `chainette run CHAIN INPUTS -o {directory}` makes one"
+            f"{directory} holds no run (no {directory.log.name}); `chainette run CHAIN INPUTS -o {directory}` begins one"
         )
 
 
@@ -169,17 +169,17 @@ def require_shards(directory: RunDir, state: RunState) -> None:
         DamagedRun: a shard is missing or too short.
     """
     if state.status is not Status.FINISHED:
-        return  # its journals are checked when it is resumed
+        return  # the journals of other runs are checked when they are resumed
     for folder, numbers in state.shards.sealed.items():
         for number, size in numbers.items():
             require_size(directory.path / folder / f"{number}.{state.run.settings['format']}", size)
 
 
 def recover(directory: RunDir, plan: Plan, known: RunState | None = None, *, new_epoch: bool = True) -> RunWriter:
-    """The writer of a directory that holds a run, with its files cut to the lengths in the log.
+    """The writer of a directory that holds a run, after its files are cut to the lengths in the log.
 
-    It continues in a new epoch; or in the last one, if units in flight of that epoch still count. `known`, an earlier
-    reading of the log, becomes the writer's.
+    It continues in a new epoch, or in the last one if units of that epoch are still in flight. `known` is the state from an
+    earlier reading of the log, which the writer takes over.
 
     Raises:
         RunDirectoryError: there is no run.
@@ -193,7 +193,7 @@ def recover(directory: RunDir, plan: Plan, known: RunState | None = None, *, new
     try:
         state, end = read_state(directory, known)
         _ = state.run
-        shutil.rmtree(directory.fleet, ignore_errors=True)  # left by a killed fleet
+        shutil.rmtree(directory.fleet, ignore_errors=True)  # files of a killed fleet
         remove_leftovers(directory)
         writer = _writer(directory, plan, log, state, lambda: log.continue_after(end, state.seq, state.epoch + new_epoch))
     except BaseException:
@@ -205,7 +205,7 @@ def recover(directory: RunDir, plan: Plan, known: RunState | None = None, *, new
 def _writer(
     directory: RunDir, plan: Plan, log: EventLog, state: RunState, whole: Callable[[], object] = lambda: None
 ) -> RunWriter:
-    """`whole` is called when everything was checked, before anything is cut off or deleted."""
+    """`whole` is called after all checks, before anything is cut off or deleted."""
     settings = state.run.settings
     streams = dict(_streams(directory, plan, settings["format"], settings["max_rows_per_file"]))
     sealer = Sealer(directory, settings["format"], streams, ShardSchemas(plan, Added.of(settings)))
@@ -236,7 +236,7 @@ def _writer(
 def _streams(directory: RunDir, plan: Plan, format: str, max_rows: int) -> Iterable[tuple[str, StreamWriter]]:
     base = directory.path if format == "jsonl" else directory.journals
     for node in plan.nodes.values():
-        if declared_of(node.id) != node.id or node.passes:  # a later round of a loop is in the folder of the first
+        if declared_of(node.id) != node.id or node.passes:  # later rounds of a loop are in the folder of the first
             continue
         if node.hidden:
             yield node.id, StreamWriter(node.logged_folder, directory.held / node.folder, max_rows)
@@ -247,7 +247,7 @@ def _streams(directory: RunDir, plan: Plan, format: str, max_rows: int) -> Itera
 
 
 def versions() -> dict[str, str]:
-    """Versions of packages that may influence the run's arithmetic and files."""
+    """The versions of packages that may affect the arithmetic and the files of a run."""
     found = {"python": platform.python_version(), "platform": f"{sys.platform} {platform.machine()}"}
     for package in ("chainette", "pydantic", "jinja2", "msgspec", "pyarrow"):
         try:
@@ -258,7 +258,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit(root: Path) -> str | None:
-    """The commit of the chain's folder, with "+" if files differ from it; None outside git."""
+    """The git commit of the chain's folder, with "+" if files differ from it; None outside git."""
     git = shutil.which("git")
     if git is None:
         return None

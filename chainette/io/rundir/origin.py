@@ -1,7 +1,7 @@
-"""Where a run directory comes from: begun by this user on this machine, or by somebody else.
+"""The origin of a run directory: whether this user began it on this machine, or somebody else.
 
-The first line of a log names code (the chain) and files (the input). It is sealed with a key that lies in the user's own
-folder, so that a log that was written or changed elsewhere can be told apart.
+The first line of a log names code (the chain) and files (the input). It is sealed with a key in the user's own folder, so
+that a log that was written or changed elsewhere is recognized.
 """
 
 from __future__ import annotations
@@ -33,37 +33,37 @@ def sealed(created: RunCreated) -> RunCreated:
 
 
 def doubt(directory: RunDir, created: RunCreated) -> str:
-    """Why the directory may come from somebody else; "" if this user began it, or can have no key to tell.
+    """The reason to doubt that this user began the run; "" if there is none, or if this user cannot have a key.
 
-    A user who has begun no run yet gets a key here, which fits no seal.
+    A user who has not begun a run yet gets a new key here, which matches no seal.
     """
     owner, me = directory.log.stat().st_uid, os.geteuid()
     if owner != me:
-        return f"its log belongs to user {owner}, and you are user {me}"
+        return f"its log belongs to user {owner}, but you are user {me}"
     key = _key()
     if key is None or hmac.compare_digest(created.seal, _tag(created, key)):
         return ""
-    return "it was not begun by you on this machine, or its log was changed"
+    return "you did not begin it on this machine, or its log was changed"
 
 
 def changed(created: RunCreated, directory: RunDir, settings: dict[str, Any]) -> RunCreated:
-    """The first line of a directory with other settings; sealed again if this user began the run."""
+    """The first line of a directory, with other settings; it is sealed again if this user began the run."""
     other = msgspec.structs.replace(created, settings=settings)
     return other if doubt(directory, created) else sealed(other)
 
 
 def require_no_links(directory: RunDir) -> None:
-    """Checks that no file or folder of a directory lies elsewhere: it is about to be written.
+    """Checks that a directory has no symbolic links, before it is written to.
 
     Raises:
-        RunDirectoryError: there is a symbolic link.
+        RunDirectoryError: there is one.
     """
     for folder, folders, files in os.walk(directory.path):
         for name in (*folders, *files):
             path = Path(folder, name)
             if path.is_symlink():
                 raise RunDirectoryError(
-                    f"{path} is a link to {str(path.readlink())!r}; Chainette makes no links and writes through none. "
+                    f"{path} is a link to {str(path.readlink())!r}; Chainette neither creates links nor writes through them. "
                     f"Put the file in its place, or copy the directory with `cp -rL`"
                 )
 
@@ -74,7 +74,7 @@ def _tag(created: RunCreated, key: bytes) -> str:
 
 
 def _key() -> bytes | None:
-    """This user's key, made now if there is none; None if its file is not private, or there is no folder for it."""
+    """The key of this user, created if there is none; None if its file is not private, or there is no folder for it."""
     try:
         path = _folder() / "key"
         if not path.exists():
@@ -93,7 +93,7 @@ def _folder() -> Path:
 
 
 def _make_key(path: Path) -> None:
-    """Writes a new key, whole or not at all; the key of a process that was faster stays."""
+    """Writes a new key, whole or not at all. If another process was first, its key stays."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     aside = path.with_name(f".{secrets.token_hex(8)}.tmp")
     with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:  # noqa: PTH123

@@ -1,4 +1,4 @@
-"""The layout of a run directory, and how files become durable."""
+"""The layout of a run directory, and functions that make files durable."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["RunDir", "disk_errors", "fsync_dir", "publish", "publish_all", "publ
 
 
 class RunDir:
-    """The paths below one output directory."""
+    """The paths in a run directory."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        #: Absolute, so that it stays valid if the user's code changes the working directory.
+        #: The absolute path, which stays valid if the user's code changes the working directory.
         self.path = Path(path).absolute()
         self._shown = str(path)
 
     def __str__(self) -> str:
-        """The directory as the user named it."""
+        """The path as the user gave it."""
         return self._shown
 
     def __fspath__(self) -> str:
@@ -42,12 +42,12 @@ class RunDir:
 
     @property
     def estimate(self) -> Path:
-        """The estimate of a plan, which the summary of the run compares with the result."""
+        """The estimate of a plan, with which the summary of the run compares the result."""
         return self.plan / "plan.json"
 
     @property
     def sample(self) -> Path:
-        """The run of a plan's sample, whose answers this directory's run takes."""
+        """The run of a plan's sample, whose answers the run in this directory reuses."""
         return self.plan / "sample"
 
     @property
@@ -69,12 +69,12 @@ class RunDir:
 
     @property
     def journals(self) -> Path:
-        """JSONL journals of shards that become Parquet or CSV, and their temporaries."""
+        """JSONL journals of shards that become Parquet or CSV, and their temporary files."""
         return self.path / ".journal"
 
     @property
     def fleet(self) -> Path:
-        """Files of a fleet on this machine, while it lives."""
+        """Files of a local fleet, while it is running."""
         return self.path / ".fleet"
 
     @property
@@ -84,12 +84,12 @@ class RunDir:
 
     @property
     def answers(self) -> Path:
-        """The indexes of the runs it takes answers from, and its claims on them."""
+        """The indexes of the runs whose answers this run reuses, and its claims on them."""
         return self.path / ".answers"
 
     @property
     def own_answers(self) -> Path:
-        """The index of its own answers, once another run takes some."""
+        """The index of this run's own answers, once another run reuses some."""
         return self.path / ".index"
 
     @property
@@ -106,7 +106,7 @@ def fsync_dir(path: Path) -> None:
     """Makes creations and renames in a directory durable.
 
     Raises:
-        DiskError: the disk refused.
+        DiskError: the disk is full, or a write failed.
     """
     with disk_errors(path):
         descriptor = os.open(path, os.O_RDONLY)
@@ -117,25 +117,25 @@ def fsync_dir(path: Path) -> None:
 
 
 def write_all(file: int, data: bytes) -> None:
-    """Writes every byte to a descriptor."""
+    """Writes all bytes to a file descriptor."""
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
 
 
 def publish(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all: writes it aside, fsyncs, renames, fsyncs the directory."""
+    """Writes a file whole or not at all: writes a temporary file, fsyncs it, renames it, and fsyncs the directory."""
     publish_blocks(path, (data,))
 
 
 def publish_blocks(path: Path, blocks: Iterable[bytes]) -> None:
-    """Like `publish`, for blocks that are made while they are written."""
+    """Like `publish`, for blocks that are produced while they are written."""
     with published(path) as file:
         file.writelines(blocks)
 
 
 def publish_all(files: Mapping[Path, bytes]) -> None:
-    """Like `publish`, for several files: all are renamed before their directories are fsynced, each once."""
+    """Like `publish`, for several files: all are renamed, then each of their directories is fsynced once."""
     for path, data in files.items():
         with _replaced(path) as file:
             file.write(data)
@@ -145,7 +145,7 @@ def publish_all(files: Mapping[Path, bytes]) -> None:
 
 @contextlib.contextmanager
 def published(path: Path) -> Iterator[IO[bytes]]:
-    """The file that `publish` writes; an error inside leaves nothing at `path`."""
+    """Yields the file that `publish` writes; an error inside the block leaves nothing at `path`."""
     with _replaced(path) as file:
         yield file
     fsync_dir(path.parent)
@@ -153,7 +153,7 @@ def published(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _replaced(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is durable at the end, and takes its name, which is not durable yet."""
+    """Yields a file that is fsynced and renamed at the end; the renaming is not durable yet."""
     aside = beside(path)
     with disk_errors(path):
         make_folder(path.parent)
@@ -166,7 +166,7 @@ def _replaced(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError of a write below `path` into one with advice.
+    """Converts an OSError of a write below `path` to an error with advice.
 
     Raises:
         DiskError: the write failed.

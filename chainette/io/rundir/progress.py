@@ -1,8 +1,8 @@
-"""The progress of a run in numbers for people: per node, per engine and in total.
+"""The progress of a run for people: by node, by engine and in total.
 
-`Progress` folds the same events as recovery does (`RunState`), so counts are of durable rows; speeds count answers as
-they arrive. Totals of nodes after an expanding or dropping node are estimates from the rows so far, exact at the
-end. Nothing here prints or waits; time comes from the `clock`.
+`Progress` folds the same events as recovery (`RunState`), so counts are of durable rows; speeds count answers as they
+arrive. The totals of nodes after an expanding or dropping node are estimated from the rows so far, and exact at the end.
+Nothing here prints or waits; the time comes from `clock`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from chainette.records import CHAIN_INPUT, declared_of
 
 __all__ = ["EngineView", "NodeView", "Progress", "TotalView", "earlier_events", "seconds_left"]
 
-#: Seconds over which rates are measured, and between two samples.
+#: The seconds over which rates are measured, and the seconds between two samples.
 _WINDOW = 30.0
 _SAMPLE = 0.25
 #: Seconds after which somebody who begins to watch is told the time that is left: rows become durable in groups.
@@ -44,7 +44,7 @@ _SETTLED = 5.0
 
 
 def earlier_events(directory: os.PathLike[str], event: Event) -> Iterator[AnyEvent]:
-    """The events the log of a directory holds before `event`."""
+    """The events in the log of a directory before `event`."""
     log = RunDir(directory).log
     for _, earlier in read_log(log) if event.seq > 0 and log.exists() else ():
         if earlier.seq >= event.seq:
@@ -53,7 +53,7 @@ def earlier_events(directory: os.PathLike[str], event: Event) -> Iterator[AnyEve
 
 
 def _expected_rows(state: RunState, node: str) -> int | None:
-    """Rows a node will have received at the end of the run; None if unknown."""
+    """The rows that a node will have received at the end of the run; None if unknown."""
     taken = state.node(node).taken
     if state.status is Status.FINISHED:
         return taken
@@ -81,7 +81,7 @@ def _left(state: RunState, node: str, rate: float) -> float | None:
 
 
 def seconds_left(state: RunState, rates: Mapping[str, float]) -> float | None:
-    """Seconds to the end of the run if every node goes on at its rate (rows per second by node); None if unknown."""
+    """Seconds to the end of the run if every node continues at its rate (rows per second); None if unknown."""
     rates = {node: rate for node, rate in rates.items() if _expected_rows(state, node) != state.node(node).taken}
     lefts = [_left(state, node, rate) for node, rate in rates.items()]
     known = [left for left in lefts if left is not None]
@@ -90,12 +90,12 @@ def seconds_left(state: RunState, rates: Mapping[str, float]) -> float | None:
 
 @dataclass(frozen=True)
 class NodeView:
-    """One node."""
+    """The progress of one node."""
 
     id: str
-    #: Branches around it.
+    #: The number of enclosing branches.
     depth: int
-    #: Rows that went in so far, and all that will; None if unknown.
+    #: Rows that went in so far, and that will go in altogether; None if unknown.
     done: int
     total: int | None
     rejected: int
@@ -108,7 +108,7 @@ class NodeView:
 
 @dataclass(frozen=True)
 class EngineView:
-    """One engine, in words."""
+    """The state of one engine, as text."""
 
     name: str
     text: str
@@ -118,7 +118,7 @@ class EngineView:
 
 @dataclass(frozen=True)
 class TotalView:
-    """The run."""
+    """The progress of the whole run."""
 
     #: Completed records, and all records.
     done: int
@@ -129,7 +129,7 @@ class TotalView:
     rate: float
     tokens: float
     left: float | None
-    #: Answers that have arrived and are not durable yet.
+    #: The number of answers that have arrived and are not durable yet.
     arrived: int = 0
     cost: Cost = field(default_factory=Cost)
 
@@ -141,7 +141,7 @@ class _Meter:
     samples: deque[tuple[float, int, int]] = field(default_factory=deque)
 
     def read(self, now: float, rows: int, tokens: int) -> tuple[float, float]:
-        """(rows/s, tokens/s), with the counts of now taken in."""
+        """(rows/s, tokens/s), after adding the current counts."""
         samples = self.samples
         if not samples or now - samples[-1][0] >= _SAMPLE:
             samples.append((now, rows, tokens))
@@ -162,20 +162,20 @@ class Progress:
         self._directory = directory
         self._clock = clock
         self._began: float | None = clock()
-        #: When the speeds of a run that was there before have settled.
+        #: The time when the speeds of a run that was already running have settled.
         self._settled = clock()
         self._engines: dict[str, EngineView] = {}
         #: Whether workers process the units in this session.
         self._workers = False
         #: Engines that are loaded now.
         self._loaded: set[str] = set()
-        #: Engine -> when rows began to wait for it to load.
+        #: Engine -> the time when rows began to wait for it to load.
         self._waiting: dict[str, float] = {}
         self._meters: dict[str, _Meter] = {}
         self.arrivals = Arrivals()
 
     def apply(self, event: Event) -> None:
-        """Takes in an event; before the first one, all earlier events of the log."""
+        """Applies an event; before the first one, all earlier events of the log."""
         if self.state.seq < 0:
             for earlier in earlier_events(self._directory, event):
                 self.state.apply(earlier)
@@ -186,14 +186,14 @@ class Progress:
             self.total()  # starts the measurement of speeds
 
     def begin(self) -> None:
-        """Measures speeds from here: earlier events had their own, and the session has lasted for a while."""
+        """Starts measuring speeds now, because the session has already lasted for a while."""
         self._meters.clear()
         self._settled = self._clock() + _SETTLED
         self._began = self._clock() - self.state.work_time.until(datetime.now(UTC))
         self.total()
 
     def look(self, state: RunState, engines: Mapping[str, EngineView]) -> None:
-        """Takes in a state that the caller has read, which does not tell when the session began."""
+        """Uses a state that the caller has read, in which the start of the session is unknown."""
         if self._began is not None:
             self._began, self._settled = None, self._clock() + _SETTLED
         self.state = state
@@ -201,7 +201,7 @@ class Progress:
 
     @property
     def _asked(self) -> dict[str, str]:
-        """Node -> engine, for nodes an engine answers."""
+        """Node -> engine, for nodes that ask an engine."""
         return {node.id: node.engine for node in self.state.graph.steps if node.kind == NodeKind.STEP}
 
     def _follow_engine(self, event: Event) -> None:
@@ -244,7 +244,7 @@ class Progress:
         return self._meters.setdefault(name, _Meter()).read(self._clock(), rows, tokens)
 
     def engines(self) -> list[EngineView]:
-        """The engines the graph names."""
+        """The engines that the graph names."""
         return [self._engine(name) for name in self.state.graph.engines]
 
     def _engine(self, name: str) -> EngineView:
@@ -259,7 +259,7 @@ class Progress:
         return EngineView(name, f"loading, {self._clock() - since:.0f} s")
 
     def _waits_for_its_turn(self, name: str) -> bool:
-        """Whether this process has another engine on the same device; workers have separate devices."""
+        """Whether this process has loaded another engine on the same device; workers have separate devices."""
         engines = self.state.graph.engines
         others = [engines[other] for other in self._loaded if other in engines]
         return not self._workers and any(share_device(engines[name], other) for other in others)

@@ -1,4 +1,4 @@
-"""Candidates that `--retry` asks for again: the invalid ones, of rows with too few valid ones."""
+"""The candidates that `--retry` asks again: invalid candidates of rows with too few valid ones."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["Reasked"]
 class Reasked:
     """The rows whose invalid candidates become pending, by the node of the candidates.
 
-    A row is not among them if its step now needs no more valid candidates than the row has.
+    A row is left out if its step now needs no more valid candidates than the row has.
     """
 
     plan: Plan
     rows: dict[str, set[str]] = field(default_factory=dict)
 
     def note(self, event: UnitCommitted, rejections: Iterable[Mapping[str, Any]]) -> None:
-        """Takes in rejections that are taken back. Rejections by the user's function need no other candidates."""
+        """Adds rejections that are taken back. Those by the user's function need no other candidates."""
         node = self.plan.nodes.get(event.node)
         if node is None or node.picker is None:
             return
@@ -43,7 +43,7 @@ class Reasked:
         return next(join.value for fork in self.plan.forks.values() for join in fork.joins if join.alias == pick.source)
 
     def spare(self, events: Iterable[UnitCommitted], reader: ShardReader) -> None:
-        """Leaves out the rows that have enough valid candidates for the chain as it is now."""
+        """Removes the rows that have enough valid candidates for the current chain."""
         valid: dict[str, Counter[str]] = {name: Counter() for name in self.rows}
         for event in events:
             for row in self._candidates(event, reader) if event.node in self.rows else ():
@@ -59,7 +59,7 @@ class Reasked:
 
     @property
     def folders(self) -> list[str]:
-        """The folders that are written anew."""
+        """The folders that are rewritten."""
         return list(dict.fromkeys(self.plan.nodes[name].logged_folder for name in self.rows))
 
     def kept(

@@ -41,17 +41,17 @@ __all__ = ["RunResult", "open_run"]
 
 T = TypeVar("T")
 
-#: Rows a notebook shows, and characters of a cell.
+#: The rows that a notebook shows, and the characters of a cell.
 _HEAD, _CELL = 5, 300
 
 
 def open_run(directory: str | os.PathLike[str]) -> RunResult:
-    """The run in a directory: finished, stopped or still going on, in any format.
+    """The run in a directory: finished, stopped or still running, in any format.
 
         result = chainette.open_run("runs/20260501-101500-1a2b3c4d")
         result.to_pandas("extract")
 
-    Imports no code of the chain: values are plain data. If the run is still going on, its rows that are durable now are read.
+    It imports no code of the chain: values are plain data. If the run is still running, the rows that are durable now are read.
 
     Raises:
         RunDirectoryError: the directory holds no run.
@@ -62,7 +62,7 @@ def open_run(directory: str | os.PathLike[str]) -> RunResult:
 
 
 class RunResult:
-    """A run directory and its run's status. Reads rows on demand; holds none.
+    """A run directory and the status of its run. Rows are read on demand; none are kept in memory.
 
     Any library that takes Arrow streams (`polars.DataFrame(result)`, `duckdb`, `pyarrow.table(result)`) reads `flattened`
     from it without a copy.
@@ -78,7 +78,7 @@ class RunResult:
         return f"RunResult({str(self.dir)!r}: {self._summary()})"
 
     def _repr_html_(self) -> str:
-        """Counts per step, rejections by reason and the first rows, for notebooks: finished rows, else rejected ones."""
+        """Counts by step, rejections by reason, and the first finished (or else rejected) rows, for notebooks."""
         counts = [
             {"step": step} | {name: found[name] for name in ("in", "out", "rejected")} for step, found in self.counts.items()
         ]
@@ -112,18 +112,18 @@ class RunResult:
 
     @property
     def redis(self) -> list[str]:
-        """The address, without its password, of every Redis the run used."""
+        """The URL, without its password, of every Redis that the run used."""
         return sorted(self._state.redis)
 
     @property
     def counts(self) -> dict[str, dict[str, Any]]:
-        """Per step: in, out, rejected, dropped, stopped, expanded, balanced."""
+        """Step -> in, out, rejected, dropped, stopped, expanded, balanced."""
         steps: dict[str, dict[str, Any]] = self.metadata["steps"]
         return steps
 
     @property
     def cost(self) -> Cost:
-        """Dollars and GPU-hours so far, over all resumes, with those of discarded answers and rejected rows.
+        """Dollars and GPU-hours so far, over all resumes, including discarded answers and rejected rows.
 
         An engine without a price adds nothing; GPU-hours are the seconds in which an engine had requests, times its GPUs.
         """
@@ -137,11 +137,11 @@ class RunResult:
     def rows(self, step: str, *, surplus: bool = False) -> Iterator[dict[str, Any]]:
         """The rows of a step (or `rejected`, `flattened`) as plain dicts, in the order of the shards.
 
-        A run with `accept` may have computed rows behind the last accepted one; they are left out unless `surplus` is set.
+        A run with `accept` may have computed rows after the last accepted one; they are left out unless `surplus` is set.
 
         Raises:
             RunDirectoryError: no folder of that name was written.
-            DamagedRun: a file is not there, or does not hold the bytes that were written.
+            DamagedRun: a file is missing, or does not hold the bytes that were written.
         """
         return self._read(step, surplus=surplus)
 
@@ -155,7 +155,7 @@ class RunResult:
             yield output.row_id, node.decode(output.value)
 
     def to_arrow(self, step: str = "flattened") -> pa.Table:
-        """The rows of a step as an Arrow table, in the order of row ids, with the columns of Parquet whatever the format.
+        """The rows of a step as an Arrow table, in the order of row ids, with the columns of Parquet for any format of the run.
 
         Values without a fixed type are JSON text. Raises as `rows` does.
         """
@@ -170,7 +170,7 @@ class RunResult:
         """`to_arrow` as a pandas frame, in which whole numbers and booleans may be missing (`Int64`, `boolean`).
 
         Raises:
-            RunDirectoryError: pandas is not installed, or as `rows`.
+            RunDirectoryError: pandas is not installed, or as for `rows`.
         """
         pandas = _library("pandas", "to_pandas")
         import pyarrow as pa
@@ -183,7 +183,7 @@ class RunResult:
         """`to_arrow` as a polars frame.
 
         Raises:
-            RunDirectoryError: polars is not installed, or as `rows`.
+            RunDirectoryError: polars is not installed, or as for `rows`.
         """
         frame: pl.DataFrame = _library("polars", "to_polars").from_arrow(self.to_arrow(step))
         return frame
@@ -197,19 +197,19 @@ class RunResult:
         ordered: bool = False,
         rows_per_file: int = 1_000_000,
     ) -> list[Path]:
-        """Writes the rows of a step into a new or empty folder as `train-00000-of-00012.parquet` and so on.
+        """Writes the rows of a step to a new or empty folder, as `train-00000-of-00012.parquet` and so on. Returns the paths.
 
-        `to`: "parquet", "csv", "jsonl", or "hf" (Parquet below `data/` with a dataset card). `ordered`: by row id, else in the
-        order of the shards. Memory is bounded. Raises as `rows` does.
+        `to` is "parquet", "csv", "jsonl", or "hf" (Parquet in `data/` with a dataset card). With `ordered`, rows are sorted by
+        row id; otherwise they are in the order of the shards. Memory is bounded. Raises as `rows` does.
 
         Raises:
             RunDirectoryError: the folder holds files, or the format is unknown.
-            DiskError: the disk refused.
+            DiskError: the disk is full, or a write failed.
         """
         from chainette.io.tables.exported_files import ExportFormat, export_rows
 
         if is_url(folder):
-            raise RunDirectoryError(f"{shown_url(str(folder))} is no folder of this machine: result.upload writes to URLs")
+            raise RunDirectoryError(f"{shown_url(str(folder))} is not a folder on this machine; result.upload writes to URLs")
         target, name = Path(folder), self._folder(step)
         if to not in get_args(ExportFormat):
             raise RunDirectoryError(f"the format {to!r} is unknown; known: {', '.join(get_args(ExportFormat))}")
@@ -232,16 +232,16 @@ class RunResult:
         ordered: bool = False,
         rows_per_file: int = 1_000_000,
     ) -> list[str]:
-        """Writes the rows of a step into a new or empty folder at a URL (`s3://`, `gs://`, ...), and returns their addresses.
+        """Writes the rows of a step to a new or empty folder at a URL (`s3://`, `gs://`, ...). Returns the URLs of the files.
 
             result.upload("s3://bucket/reviews", to="parquet")
 
-        Other parameters are those of `export`. Files come to their names when all have been sent; until then they are in
-        `_unfinished/`. If it breaks off, the same call sends only the files that are not there yet. Raises as `rows` does.
+        The other parameters are those of `export`. Files get their names when all of them have been sent; until then, they
+        are in `_unfinished/`. If the call is interrupted, the same call sends only the missing files. Raises as `rows` does.
 
         Raises:
-            RunError: the folder holds other files, or the store refused.
-            DiskError: the disk refused.
+            RunError: the folder holds other files, or the store refused the upload.
+            DiskError: the disk is full, or a write failed.
         """
         from chainette.io.tables.url_upload import send
 
@@ -258,17 +258,17 @@ class RunResult:
         ordered: bool = False,
         rows_per_file: int = 1_000_000,
     ) -> str:
-        """Makes the rows of a step a data set of the Hugging Face Hub, with its card, and returns its address.
+        """Uploads the rows of a step as a data set of the Hugging Face Hub, with its card. Returns its URL.
 
             result.push("me/reviews", private=True)
 
-        Visible at once or not at all. If it breaks off, the same call sends only the files the hub does not have. A data
-        set with earlier rows of this run gets the new ones. `private` counts for a new data set. Needs `chainette[hf]` and
-        a token that may write (`hf auth login`, or HF_TOKEN). Raises as `rows` does.
+        All rows become visible at once, or none. If the call is interrupted, the same call sends only the files that the hub
+        does not have. In a data set with earlier rows of this run, they are replaced. `private` applies only to a new data
+        set. Needs `chainette[hf]` and a token that may write (`hf auth login`, or HF_TOKEN). Raises as `rows` does.
 
         Raises:
-            RunError: the data set holds other data, or the hub refused.
-            DiskError: the disk refused.
+            RunError: the data set holds other data, or the hub refused the upload.
+            DiskError: the disk is full, or a write failed.
         """
         from chainette.io.tables.hub_upload import upload
 
@@ -296,11 +296,11 @@ class RunResult:
     def dataset(self, step: str | None = None) -> DatasetDict | Dataset:
         """The rows of a step as a Hugging Face Dataset; without a step, the run as a DatasetDict, one split per folder.
 
-        In memory, unless its files are Parquet. Its columns are those of Parquet, whatever the format: `datasets` would
-        guess others.
+        The rows are in memory, unless the files are Parquet. The columns are those of Parquet for any format, because
+        `datasets` would guess other types.
 
         Raises:
-            RunDirectoryError: the package `datasets` is not installed, or as `rows`.
+            RunDirectoryError: the package `datasets` is not installed, or as for `rows`.
         """
         datasets = _library("datasets", "dataset")
         if step is not None:
@@ -342,7 +342,7 @@ def _library(name: str, method: str) -> Any:
 
 
 def _shown(text: str) -> str:
-    """A text of the run as text in HTML; control characters and reversed text are escaped, since notebooks are printed too."""
+    """A text of the run as HTML text. Control characters and reversed text are escaped, because notebooks are printed too."""
     return escape(visible(text))
 
 

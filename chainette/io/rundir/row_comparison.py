@@ -17,7 +17,7 @@ from chainette.records import row_order
 __all__ = ["ChangedRow", "Comparison", "compare"]
 
 _Row = dict[str, Any]
-#: Columns that tell rows apart; others that begin with `_` are about the answers, not in them.
+#: Columns that distinguish rows; other columns that begin with `_` describe the answers and are not part of them.
 _KEY, _ROUND = "_key", "_round"
 
 _encode = msgspec.json.Encoder(order="sorted").encode
@@ -25,10 +25,10 @@ _encode = msgspec.json.Encoder(order="sorted").encode
 
 @dataclass(frozen=True)
 class ChangedRow:
-    """A row that both runs have, with other values."""
+    """A row that both runs have, with different values."""
 
     name: str
-    #: Column -> its value in the first run and in the second one; None for a column a row does not have.
+    #: Column -> its value in the first and in the second run; None for a column that a row does not have.
     fields: dict[str, tuple[Any, Any]]
 
 
@@ -46,15 +46,15 @@ class Comparison:
 
     @property
     def by_field(self) -> dict[str, int]:
-        """Column -> number of rows in which it changed, the most frequent first."""
+        """Column -> the number of rows in which it changed, largest first."""
         return dict(Counter(chain.from_iterable(row.fields for row in self.changed)).most_common())
 
 
 def compare(first: RunResult, second: RunResult, step: str = "flattened") -> Comparison:
-    """Matches rows by `_key` if both runs have that column, else by `row_id` and `_round`, and compares their values.
+    """Matches rows by `_key` if both runs have that column, otherwise by `row_id` and `_round`, and compares their values.
 
-    Columns that begin with `_` (attempts, reasoning, cost) are not compared. Holds 16 bytes and the name of each row, and
-    the whole rows that changed.
+    Columns that begin with `_` (attempts, reasoning, cost) are not compared. Memory holds 16 bytes and the name of each
+    row, and all of the changed rows.
 
     Raises:
         RunDirectoryError: a run has no rows of that step.
@@ -93,7 +93,7 @@ def _name(row: _Row, by: str) -> str:
 
 
 def _values(row: _Row, by: str) -> _Row:
-    """The values that are compared; ids may differ between rows that are matched by their key."""
+    """The values to be compared, without ids if rows are matched by key, since ids may differ then."""
     return {name: value for name, value in row.items() if not name.startswith("_") and name not in (by, "row_id")}
 
 

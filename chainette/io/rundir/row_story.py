@@ -1,4 +1,4 @@
-"""The story of one row from its run directory: its record, and the outcomes of the row, its ancestors and its descendants."""
+"""The history of a row in its run directory: its record, and the outcomes of the row, its ancestors and its descendants."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ class StepResult:
     row_id: str
     #: "output", "rejected", "dropped", or "finished" for a row of `flattened/`.
     kind: str
-    #: The columns of its row in the directory; {} if it was dropped.
+    #: The columns of the row in the directory; {} if it was dropped.
     values: dict[str, Any] = field(default_factory=dict)
-    #: The node of the plan that gave it: `draft#2` for the second round of `draft`.
+    #: The node of the plan that gave it, such as `draft#2` for the second round of `draft`.
     node: str = ""
 
 
 @dataclass(frozen=True)
 class RowStory:
-    """All that a run directory knows about one row."""
+    """Everything that a run directory has about one row."""
 
     row_id: str
     #: The file and line of its record; "" if the input cannot be read now.
     place: str
-    #: The record as the input has it now: its fields, or its text if it has none; None if the input cannot be read now.
+    #: The record in the current input: its fields, or its text if it has none; None if the input cannot be read now.
     record: Any
-    #: In the order of the plan, round by round in a loop, and of row ids within a node.
+    #: The outcomes in the order of the plan, round by round in a loop, and of row ids within a node.
     outcomes: list[StepResult]
-    #: Whether its root is complete, so that nothing more will come.
+    #: Whether its root is complete, so that there will be no more outcomes.
     complete: bool
-    #: Rejections that a retry or a `--from` has taken back since, of the versions of the directory that are kept, oldest first.
+    #: Rejections that a retry or a `--from` has taken back, from the kept versions of the directory, oldest first.
     earlier: list[StepResult] = field(default_factory=list)
 
 
 def story_of(run: RunDir, row_id: str) -> RowStory:
-    """The story of a row. Imports no code of the chain, and reads the rows of one root only.
+    """The history of a row. It imports no code of the chain, and reads the rows of one root only.
 
     Raises:
-        RunDirectoryError: there is no run, or no such row in it so far.
+        RunDirectoryError: there is no run, or it has no such row so far.
         DamagedRun: the log or a shard does not hold the bytes that were written.
     """
     state, lines = read_lines(run)
@@ -78,7 +78,7 @@ def story_of(run: RunDir, row_id: str) -> RowStory:
 def _rejected_before(run: RunDir, row_id: str) -> Iterator[StepResult]:
     for number in version_numbers(run):
         version = RunDir(run.versions / str(number))
-        with suppress(RunError):  # one that is damaged has nothing to tell
+        with suppress(RunError):  # a damaged version is skipped
             state, lines = read_lines(version)
             found = _outcomes(version, state, lines.of(state.roots.root_of(int(record_of(row_id)))), row_id)
             yield from [outcome for outcome in found if outcome.kind == "rejected"]
@@ -89,7 +89,7 @@ def _no_row(run: RunDir, state: RunState, row_id: str) -> str:
 
 
 class UnitLines:
-    """The places in the log of each root's units: sixteen bytes for each, since a log may have millions."""
+    """The log offsets of the units of each root, in 16 bytes for each unit, because a log may have millions."""
 
     def __init__(self) -> None:
         self._roots, self._offsets = array("q"), array("q")
@@ -104,7 +104,7 @@ class UnitLines:
 
 
 def read_lines(run: RunDir) -> tuple[RunState, UnitLines]:
-    """The state of a run, and the places of its units in the log; raises as `read_state` does."""
+    """The state of a run, and the log offsets of its units. Raises as `read_state` does."""
     lines = UnitLines()
     state, _ = read_state(run, heard=lines.note)
     return state, lines
@@ -125,12 +125,12 @@ def _outcomes(run: RunDir, state: RunState, lines: Iterator[int], row_id: str) -
 
 
 def _is_kin(one: str, other: str) -> bool:
-    """Whether one of two rows is the other, or descends from it."""
+    """Whether two rows are the same, or one descends from the other."""
     return owner_of(one, {other}) is not None or owner_of(other, {one}) is not None
 
 
 def _rows(run: RunDir, state: RunState, folder: str, number: int, first: int, last: int) -> Iterator[dict[str, Any]]:
-    """Rows of a file; none of a hidden step's, whose rows are deleted once the run is finished."""
+    """The rows of a file; none for a hidden step whose rows were deleted when the run finished."""
     if folder.startswith(run.held.name) and not (run.path / folder).exists():
         return iter(())
     return read_span(run, state, folder, number, first, last)
@@ -147,7 +147,7 @@ def _outcome(names: dict[str, str], folder: str, row: dict[str, Any], node: str)
 
 def _order(state: RunState) -> Any:
     places = {name: place for place, name in enumerate([CHAIN_INPUT, *state.graph.by_id, FLATTENED])}
-    last = len(places)  # of a fork, at which a row that is too large is rejected
+    last = len(places)  # for a fork, at which a row that is too large is rejected
     return lambda outcome: (places.get(outcome.node, last), row_order(outcome.row_id))
 
 

@@ -1,6 +1,6 @@
 """The state of a run, folded from its events.
 
-It takes in every event once, during recovery and in the live writer alike, and depends on events only.
+It applies every event once, both during recovery and in the live writer, and depends only on events.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ from chainette.utils.plurals import counted
 
 __all__ = ["RunState", "Status"]
 
-#: Versions that did not log the final number of records counted Parquet, and inputs up to this size, exactly.
+#: Versions that did not log the final number of records counted Parquet, and inputs of at most this size, exactly.
 _COUNTED_BYTES = 8 << 20
 
 
 class Status(StrEnum):
     """The status of a run."""
 
-    #: a process works on it, or was killed while it did
+    #: a process works on it, or was killed while working on it
     RUNNING = "running"
     #: it stopped before the end and can be resumed
     PAUSED = "paused"
@@ -72,65 +72,65 @@ class Status(StrEnum):
 
 @dataclass
 class RunState:
-    """The fold of a log up to its last event."""
+    """The state of a run after the last event of its log."""
 
     created: RunCreated | None = None
     status: Status = Status.RUNNING
     reason: str = ""
-    #: The flags with which a paused run goes on.
+    #: The flags with which a paused run can be resumed.
     flags: tuple[str, ...] = ()
     epoch: int = 0
     seq: int = -1
     graph: Graph = field(default_factory=Graph)
     expected: int | None = None
     started_at: str = ""
-    #: Phases a fleet has gone through.
+    #: The number of phases that a fleet has completed.
     phase: int = 0
     ended_at: str = ""
     work_time: WorkTime = field(default_factory=WorkTime)
     input_digest: str = ""
-    #: The input as the last session found it; see `RunCreated.input`.
+    #: The input in the last session; see `RunCreated.input`.
     input: dict[str, Any] = field(default_factory=dict)
-    #: The position the input was read to for all durable rows.
+    #: The position up to which the input was read for all durable rows.
     read: Read | None = None
-    #: Records to take from the input; None: all.
+    #: The number of records to take from the input; None means all.
     limit: int | None = None
     roots: LoggedRoots = field(default_factory=LoggedRoots)
     nodes: dict[str, NodeCounts] = field(default_factory=dict)
     bill: Bill = field(default_factory=Bill)
-    #: Usage of answers whose rows were computed anew; it is on the bill, but in no node's counts.
+    #: Usage of answers whose rows were recomputed; it is on the bill, but not in the counts of a node.
     taken_back: Usage = field(default_factory=Usage)
-    #: The limits of the last session, and the part of them it knew to be spent or reserved.
+    #: The limits of the last session, and the part of them that was spent or reserved, as far as it knew.
     budget: tuple[str, ...] = ()
     reserved: dict[str, Amounts] = field(default_factory=dict)
     engine_budgets: dict[str, BudgetLimits] = field(default_factory=dict)
     shards: LoggedShards = field(default_factory=LoggedShards)
     engines: LoggedEngines = field(default_factory=LoggedEngines)
     workers: set[str] = field(default_factory=set)
-    #: URLs without passwords of every Redis the run used.
+    #: The URL, without password, of every Redis that the run used.
     redis: set[str] = field(default_factory=set)
-    #: The number of the last order that a sink has followed.
+    #: The number of the last order that a sink has carried out.
     order: int = 0
     retries: int = 0
     finished_rows: int = 0
     records: int = 0
-    #: Whether the run finished once, so that the rows of steps with `yield_output=False` are gone.
+    #: Whether the run has ever finished, so that the rows of steps with `yield_output=False` were deleted.
     swept: bool = False
     #: (stream id, token) of the last durable result of a fleet, or of the epoch's anchor.
     position: tuple[str, str] | None = None
-    #: Set if the run stops after a number of rows.
+    #: The progress of a run that stops after a number of rows; None for other runs.
     accepted: AcceptedRows | None = None
-    #: The root of the last accepted row, once that is certain. Its counts stay, in case more rows are wanted.
+    #: The root of the last accepted row, once it is certain. Its counts are kept in case more rows are wanted.
     cut: tuple[int, RootDone] | None = None
-    #: Root that is incomplete, or behind the last accepted row -> node -> its rows there; kept only with `accepted`.
+    #: Root that is incomplete, or after the last accepted row -> node -> its rows there; kept only with `accepted`.
     open_rows: dict[int, dict[str, NodeCounts]] = field(default_factory=dict)
-    #: Records of the whole input, known at the end; None before, and in logs of older versions.
+    #: The records of the whole input, known at the end; None before that, and in logs of older versions.
     total: int | None = None
-    #: Whether the log has a `run_finished`: rows kept only for resuming are gone.
+    #: Whether the log has a `run_finished`: rows that were kept only for resuming are deleted.
     ended: bool = False
-    #: Offset of the last event in the log.
+    #: The offset of the last event in the log.
     last: int = 0
-    #: Device and inode of the log; (0, 0) if the events came from elsewhere.
+    #: The device and inode of the log; (0, 0) if the events have another source.
     log: tuple[int, int] = (0, 0)
 
     @property
@@ -138,7 +138,7 @@ class RunState:
         """The first event.
 
         Raises:
-            DamagedRun: the log does not begin with it.
+            DamagedRun: the log does not begin with this event.
         """
         if self.created is None:
             raise DamagedRun(
@@ -149,22 +149,22 @@ class RunState:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Values of the parameters of the chain's factory."""
+        """The values of the parameters of the chain's factory."""
         return self.graph.parameters or {}
 
     def node(self, node: str) -> NodeCounts:
-        """The counts of a node, those of a loop's node over all rounds."""
+        """The counts of a node; for a node in a loop, over all rounds."""
         if (counts := self.nodes.get(node)) is None:
             counts = self.nodes.setdefault(declared_of(node), NodeCounts())
         return counts
 
     def apply(self, event: AnyEvent | Event, offset: int = 0) -> None:
-        """Takes in the next event, which is at `offset` in the log."""
+        """Applies the next event, which is at `offset` in the log."""
         if event.epoch != self.epoch:
             self.roots.done_before = self.roots.done_count
         self.seq, self.epoch, self.last = event.seq, event.epoch, offset
         match event:
-            case UnitCommitted():  # first, since nearly every event is one
+            case UnitCommitted():  # first, because nearly every event is one
                 self._commit(event, offset)
             case RunCreated():
                 self._create(event)
@@ -239,7 +239,7 @@ class RunState:
             self.redis.add(event.redis)
 
     def _charge_at(self, event: RunStarted | RunResumed) -> None:
-        """Takes in the rates and the limits of a session."""
+        """Applies the rates and the limits of a session."""
         self.bill.take_rates(event.rates)
         self.budget, self.engine_budgets = tuple(event.budget), event.engine_budgets
 
@@ -259,12 +259,12 @@ class RunState:
             self.limit = limit
 
     def _begin_root(self, records: int) -> None:
-        """The record after so many is the first of a root, and the run is not at its end."""
+        """Begins a new root after this number of records; the run is not at its end any more."""
         self.roots.begin_at(records)
         self.total, self.ended = None, False
 
     def _accept_more(self, wanted: int) -> None:
-        """More rows are wanted: nothing is surplus any more, and the root of the last accepted row is open again."""
+        """Raises the number of wanted rows: no row is surplus any more, and the root of the last accepted row is open again."""
         assert self.accepted is not None
         self.total, self.ended = None, False
         if self.cut is None:
@@ -279,20 +279,20 @@ class RunState:
 
     @property
     def records_to_come(self) -> int | None:
-        """The records that will be complete at the end; None if unknown. With `accept` an estimate at the yield so far."""
+        """The records that will be complete at the end; None if unknown. With `accept`, an estimate from the yield so far."""
         return self.expected if self.accepted is None else self.accepted.records_to_come(self.expected)
 
     def boundary_at(self, row_id: str) -> Boundary:
-        """The boundary behind a row."""
+        """The boundary after a row."""
         return Boundary(row_id, self.graph.expansions)
 
     @property
     def boundary(self) -> Boundary | None:
-        """The boundary behind the last accepted row; None if it is not certain yet, or if the run takes all rows."""
+        """The boundary after the last accepted row; None if it is not certain yet, or if the run takes all rows."""
         return self.boundary_at(self.accepted.last) if self.accepted is not None and has_enough(self.accepted) else None
 
     def apply_read(self, read: Read) -> None:
-        """Takes in a position the input was read to, for rows that may be durable."""
+        """Applies a position up to which the input was read, for rows that may be durable."""
         if self.read is None or read.upto > self.read.upto:
             self.read = read
 
@@ -313,15 +313,15 @@ class RunState:
                 self.open_rows.pop(event.root, None)
 
     def used(self, engine: str = "") -> Amounts:
-        """The amounts that count towards the budget of the run, or of an engine: all requests so far, including those that a
-        killed process may have sent."""
+        """The amounts that count towards the budget of the run, or of an engine: those of all requests so far, including
+        requests that a killed process may have sent."""
         return self.bill.amounts(engine).at_least(self.reserved.get(engine, Amounts()))
 
     def _charge(self, node: str, engine: str, usage: Usage) -> None:
         self.bill.charge(node, engine or self.graph.engine_of(node), usage)
 
     def _count_open(self, event: UnitCommitted) -> None:
-        """Counts rows apart that may turn out to be behind the last accepted one, or that are."""
+        """Counts separately the rows that are, or may turn out to be, after the last accepted one."""
         name = declared_of(event.node)
         rows = NodeCounts(event.taken, event.given, event.rejected, len(event.dropped), reasons=event.reasons, ways=event.ways)
         self.open_rows.setdefault(event.root, {}).setdefault(name, NodeCounts()).add(rows)
@@ -329,7 +329,7 @@ class RunState:
             self.node(name).set_aside(rows)
 
     def _finish_root(self, root: int, done: RootDone, sign: int = 1) -> None:
-        """A root is complete; or open again, with `sign` -1."""
+        """Counts a complete root; with `sign` -1, the root is open again."""
         self.roots.mark(root, done=sign > 0)
         self.records += sign * done.records
         self.finished_rows += sign * done.accepted
@@ -348,7 +348,7 @@ class RunState:
             self._accept(root, done)
 
     def _accept(self, root: int, done: RootDone) -> None:
-        """A root's rows are accepted; with the last one, all that lies behind it is set aside."""
+        """Accepts the rows of a root; with the last one, all rows after it are set aside."""
         assert self.accepted is not None
         self.accepted.take(done)
         if done.last is UNSET:
@@ -361,14 +361,14 @@ class RunState:
                 self.node(name).set_aside(counts)
 
     def imbalances(self) -> list[str]:
-        """Describes each sum that is wrong; [] if every row of every complete root is accounted for."""
+        """Describes each wrong sum; [] if every row of every complete root is accounted for."""
         found = [f"{node}: {counts.plain()}" for node, counts in self.nodes.items() if not counts.balanced]
         return found + self.roots.faults(None if self.cut is None else self.cut[0])
 
     def gaps(self, records: int | None = None) -> list[str]:
-        """Says why the run is not finished; [] if it is. `records`: the number of records in the whole input.
+        """The reasons why the run is not finished; [] if it is. `records` is the number of records in the whole input.
 
-        The only place that decides this: every record is in a root that is complete in the log, and every step balances.
+        Only this method decides that: every record is in a root that is complete in the log, and every step balances.
         """
         found = [] if has_enough(self.accepted) else self._missing_roots(self._known_records() if records is None else records)
         return found + [*self.shards.holes.values()][:SHOWN] + self.imbalances()
@@ -377,11 +377,11 @@ class RunState:
         if missing := self.roots.missing(records or 0):
             return [missing]
         if records is not None and self.records != records:
-            return [f"its roots have {counted(self.records, 'record')}, and the input {records:,}"]
+            return [f"its roots have {counted(self.records, 'record')}, but the input has {records:,}"]
         return []
 
     def _known_records(self) -> int | None:
-        """The number of records in the input; None if neither the end nor the beginning of the log has it exactly."""
+        """The number of records in the input; None if neither the end nor the start of the log has the exact number."""
         if self.total is not None:
             return self.total
         read = self.run.input
@@ -390,11 +390,11 @@ class RunState:
 
     @property
     def answered(self) -> Usage:
-        """Usage of all answers that were not discarded, including answers of rows that were computed anew."""
+        """Usage of all answers that were not discarded, including answers of rows that were recomputed."""
         return sum((counts.usage for counts in self.nodes.values()), self.taken_back)
 
     def rows_of(self, step: str, *, surplus: bool = False) -> int:
-        """The number of rows a step, `rejected` or `flattened` has; unless `surplus` is set, without those behind the last
+        """The number of rows of a step, `rejected` or `flattened`; unless `surplus` is set, without those after the last
         accepted one."""
         if surplus or self.boundary is None or step == "flattened":
             return self.shards.rows(self.graph.row_folders[step])

@@ -19,7 +19,7 @@ __all__ = ["Scratch"]
 class Scratch:
     """Keeps the outcomes of incomplete roots in memory, also while they wait for a later phase, and passes finished rows on."""
 
-    #: Nothing is spent before it begins.
+    #: Nothing was spent before the run.
     used: Mapping[str, Amounts] = MappingProxyType({})
 
     def __init__(self, plan: Plan, accept: int | None = None, budget: Budget | None = None) -> None:
@@ -41,7 +41,7 @@ class Scratch:
         self._suspended |= {root: self._roots.suspend(root) for root in waiting}
 
     def commit(self, group: Sequence[Item]) -> Committed:
-        """Takes in a group; writes nothing."""
+        """Applies a group without writing anything."""
         finished: list[list[Row]] = []
         for item in group:
             match item:

@@ -21,8 +21,8 @@ __all__ = ["Sealer"]
 class Sealer:
     """Knows which journals are complete, and turns them into shards.
 
-    A JSONL journal is its shard. A Parquet or CSV shard is written aside, fsynced and renamed; its
-    journal stays until every root in it is complete, since resuming a root reads journals.
+    A JSONL journal is its own shard. A Parquet or CSV shard is written to a temporary file, fsynced and renamed; its
+    journal stays until every root in it is complete, because resuming a root reads journals.
     """
 
     def __init__(
@@ -31,15 +31,15 @@ class Sealer:
         self._directory = directory
         self._format = format
         self._streams = streams
-        #: Folder -> its columns, as the format's writer needs them.
+        #: Folder -> its columns, as the writer of the format needs them.
         self._schemas = schemas
-        #: Journal -> number of incomplete roots with rows in it.
+        #: Journal -> the number of incomplete roots with rows in it.
         self._open: Counter[str] = Counter()
-        #: Incomplete root -> journals with its rows. In phases that may be every root of the run.
+        #: Incomplete root -> the journals with its rows. In a run with phases, these may be all roots.
         self._files: dict[int, tuple[str, ...]] = {}
 
     def note(self, root: int, files: Iterable[str], *, done: bool) -> None:
-        """Records that rows of a root went to these journals; `done` if the root is complete."""
+        """Records that rows of a root are in these journals; `done` says that the root is complete."""
         if self._format == "jsonl":
             return
         before = self._files.pop(root, ())
@@ -69,10 +69,10 @@ class Sealer:
         return [stream for stream in self._streams.values() if stream.folder in self._schemas]
 
     def seal(self, stream: StreamWriter, number: int) -> ShardSealed:
-        """Gives the shard its final form, durably; the caller logs the event.
+        """Converts a shard to its final format, durably; the caller logs the event.
 
         Raises:
-            DiskError: the disk refused; the journal is untouched.
+            DiskError: the disk is full, or a write failed; the journal is untouched.
         """
         journal = stream.journal(number)
         file = stream.file(number)
@@ -117,10 +117,10 @@ class Sealer:
         return self._directory.path / folder / f"{number}.{self._format}"
 
     def check(self, sealed: Mapping[str, Mapping[int, int]], sums: Mapping[str, int], needed: Container[str]) -> None:
-        """Checks the length of every sealed shard, and the bytes of those `needed`, whose rows are read again.
+        """Checks the length of every sealed shard, and the bytes of the `needed` ones, whose rows are read again.
 
         Raises:
-            DamagedRun: a sealed shard is not whole.
+            DamagedRun: a sealed shard is not complete.
         """
         for folder, numbers in sealed.items():
             for number, size in numbers.items():
@@ -136,7 +136,7 @@ class Sealer:
             known = {self.shard(stream.folder, number) for number in sealed.get(stream.folder, ())}
             for number in sealed.get(stream.folder, ()):
                 self.sweep(stream, number)
-            for left in stream.directory.glob(".*.tmp"):  # of a crash while sealing
+            for left in stream.directory.glob(".*.tmp"):  # from a crash during sealing
                 left.unlink()
             for path in (self._directory.path / stream.folder).glob(f"*.{self._format}"):
                 if path not in known:

@@ -1,4 +1,4 @@
-"""Recovery of shards when a directory is opened: checks their bytes, then cuts off the rows that the log does not cover."""
+"""Recovers shards when a directory is opened: checks their bytes, then cuts off rows that the log does not cover."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["check_journals", "cut_journals", "require_bytes", "require_size", "s
 def check_journals(
     stream: StreamWriter, ends: Mapping[int, tuple[int, int]], sealed: Container[int], sums: Mapping[str, int]
 ) -> None:
-    """Reads every journal that is not sealed; `ends` is (bytes, rows) per journal, `sums` their expected sums.
+    """Checks the bytes of every journal that is not sealed. `ends` has (bytes, rows) of each journal, `sums` its CRC-32.
 
     Raises:
-        DamagedRun: a journal is shorter than the log says, or holds other bytes.
+        DamagedRun: a journal is shorter than the log says, or holds different bytes.
     """
     for number, (size, _) in ends.items():
         if number not in sealed:
@@ -30,8 +30,8 @@ def check_journals(
 
 
 def cut_journals(stream: StreamWriter, ends: Mapping[int, tuple[int, int]], sealed: Container[int]) -> None:
-    """Brings the journals of a folder to the state in the log, after `check_journals`: cuts each at its end, and deletes those
-    that the log does not name."""
+    """Restores the journals of a folder to the state in the log, after `check_journals`: cuts each one at its end, and
+    deletes those that the log does not name."""
     for number, (size, _) in ends.items():
         if number not in sealed:
             _truncate(stream.journal(number), size)
@@ -81,7 +81,7 @@ def require_bytes(path: Path, size: int, crc: int | None) -> int:
 
 
 def sum_of(path: Path, size: int) -> int:
-    """CRC-32 of the first bytes of a file."""
+    """The CRC-32 of the first `size` bytes of a file."""
     found = 0
     with path.open("rb") as file:
         while size and (data := file.read(min(size, 1 << 20))):

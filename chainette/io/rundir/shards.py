@@ -1,4 +1,4 @@
-"""StreamWriter: rolling shards of one folder, appended and made durable in groups."""
+"""StreamWriter: the rolling shards of a folder, to which rows are appended and made durable in groups."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chainette.utils.private_files import make_folder, open_file
 __all__ = ["Span", "StreamWriter"]
 
 
-#: Journal bytes and rows: (start bytes, start rows, end bytes, end rows).
+#: A span in a journal: (start bytes, start rows, end bytes, end rows).
 Span = tuple[int, int, int, int]
 
 
@@ -30,14 +30,14 @@ class _Open:
 
 
 class StreamWriter:
-    """Rows of one folder as lines of a journal that rolls every `max_rows` rows.
+    """Writes the rows of a folder as lines of a journal, with a new journal every `max_rows` rows.
 
-    For JSONL the journal is the shard; Parquet and CSV journals lie in `.journal/` until they are
+    For JSONL, the journal is the shard; Parquet and CSV journals are in `.journal/` until they are
     sealed. `append` buffers nothing in this process; `sync` makes all appends so far durable.
     """
 
     def __init__(self, folder: str, directory: Path, max_rows: int) -> None:
-        #: The folder's name in the log: `extract`, `.held/extract`.
+        #: The name of the folder in the log: `extract`, `.held/extract`.
         self.folder = folder
         self.directory = directory
         self.max_rows = max_rows
@@ -54,18 +54,18 @@ class StreamWriter:
         return self.directory / f"{number}.jsonl"
 
     def file(self, number: int) -> str:
-        """A journal's name in the log."""
+        """The name of a journal in the log."""
         return f"{self.folder}/{number}"
 
     def rows(self, number: int) -> int:
-        """Rows of a journal."""
+        """The number of rows of a journal."""
         return self._rows[number]
 
     def append(self, lines: Sequence[bytes]) -> dict[str, Span]:
-        """Appends whole lines (without newline); returns their spans by journal.
+        """Appends complete lines (without newlines); returns their spans by journal.
 
         Raises:
-            DiskError: the disk refused.
+            DiskError: the disk is full, or a write failed.
         """
         spans: dict[str, Span] = {}
         rest = list(lines)
@@ -95,7 +95,7 @@ class StreamWriter:
             journal = self._dirty[0]
             with disk_errors(journal.path):
                 os.fsync(journal.file)
-            del self._dirty[0]  # before the close, since `let_go` closes the rest of this list
+            del self._dirty[0]  # before the close, because `let_go` closes the rest of this list
             if journal is not self._open:
                 os.close(journal.file)
 
@@ -109,7 +109,7 @@ class StreamWriter:
         return self.full
 
     def let_go(self) -> None:
-        """Closes files as they are; safe after `close`, and after a write failed."""
+        """Closes files without writing anything; safe after `close`, and after a failed write."""
         journals = [*self._dirty, *([self._open] if self._open is not None and self._open not in self._dirty else [])]
         for journal in journals:
             os.close(journal.file)
@@ -117,7 +117,7 @@ class StreamWriter:
         self._open = None
 
     def resume(self, ends: Mapping[int, tuple[int, int]], sealed: Container[int]) -> None:
-        """Goes on behind the journals in `ends`, (bytes, rows) per number, which are cut to these ends (`shard_recovery`)."""
+        """Continues after the journals in `ends`: number -> (bytes, rows), to which they have been cut (`shard_recovery`)."""
         self._next = max(ends, default=-1) + 1
         for number, (size, rows) in ends.items():
             self._rows[number] = rows

@@ -1,6 +1,6 @@
 """Statistics of a run over time, folded from its events.
 
-Memory depends on the chain, never on the number of rows or events. Time is working time: seconds in which a process
+Memory depends on the chain, not on the number of rows or events. Time is working time: the seconds in which a process
 worked on the run, without the gaps before a resume.
 """
 
@@ -26,29 +26,29 @@ from chainette.records import declared_of
 
 __all__ = ["COMPLETION", "PROMPT", "Figures", "Latency", "Stretch", "Timeline", "figures"]
 
-#: Names of a timeline's series that belong to no node.
+#: The names of series in a timeline that do not belong to a node.
 PROMPT, COMPLETION = "prompt tokens", "answer tokens"
 
-#: The most bins of a timeline; when they run out, pairs are merged.
+#: The most bins of a timeline; when it is full, pairs of bins are merged.
 _BINS = 72
-#: Seconds of a bin at first.
+#: The initial seconds of a bin.
 _FINEST = 1 / 64
-#: The ratio between the latencies of neighbouring classes.
+#: The ratio between the latencies of neighbouring classes of a histogram.
 _STEP = 1.1
-#: The most refusals that are kept, oldest first.
+#: The most refusals that are kept; the oldest ones stay.
 _REFUSALS = 20
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """One epoch: from the start, resume or phase that began it to its last event."""
+    """One epoch, from its first event (a start, resume or phase) to its last."""
 
     epoch: int
     began: str
     ended: str
-    #: Rows that reached the end of the chain.
+    #: The number of rows that reached the end of the chain.
     rows: int
-    #: Roots that were completed.
+    #: The number of roots that were completed.
     roots: int
 
     @property
@@ -58,7 +58,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds of one request inside the engine; per unit the mean of its requests, weighted by their number."""
+    """Seconds of a request inside the engine. For each unit, the mean of its requests is used, weighted by their number."""
 
     requests: int
     mean: float
@@ -75,7 +75,7 @@ class Timeline:
     bins: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, at: float, amounts: Mapping[str, float]) -> None:
-        """Adds amounts at a moment, in seconds from the start."""
+        """Adds amounts at a time, in seconds from the start."""
         while at >= self.width * _BINS:
             self._halve()
         place = int(at / self.width)
@@ -91,13 +91,13 @@ class Timeline:
         self.width *= 2
 
     def rates(self, name: str) -> list[tuple[float, float]]:
-        """(seconds from the start to the middle of the bin, amount per second)."""
+        """(seconds from the start to the middle of a bin, amount per second) for each bin."""
         return [((place + 0.5) * self.width, found.get(name, 0) / self.width) for place, found in enumerate(self.bins)]
 
 
 @dataclass
 class _Spread:
-    """A histogram of latencies: each class is a tenth longer than the one below."""
+    """A histogram of latencies, in which each class is a tenth wider than the previous one."""
 
     classes: dict[int, int] = field(default_factory=dict)
     requests: int = 0
@@ -113,7 +113,7 @@ class _Spread:
         self.slowest = max(self.slowest, mean)
 
     def quantile(self, share: float) -> float:
-        """Exact to within a twentieth."""
+        """The latency at a share of all requests, exact to within a twentieth."""
         left = share * self.requests
         for number, requests in sorted(self.classes.items()):
             left -= requests
@@ -128,13 +128,13 @@ class _Spread:
 
 @dataclass(frozen=True)
 class Figures:
-    """A run in numbers, up to its last event."""
+    """The statistics of a run, up to its last event."""
 
     state: RunState
     stretches: list[Stretch]
-    #: Rows out per node id, and tokens.
+    #: Rows out by node id, and tokens.
     timeline: Timeline
-    #: By node id, without nodes that asked no engine.
+    #: Node id -> latency, without nodes that asked no engine.
     latencies: dict[str, Latency]
     workers_joined: int
     workers_lost: int
@@ -144,7 +144,7 @@ class Figures:
 
     @property
     def seconds(self) -> float:
-        """Working time."""
+        """The working time in seconds."""
         return sum(stretch.seconds for stretch in self.stretches)
 
     @property
@@ -154,14 +154,14 @@ class Figures:
 
     @property
     def seconds_left(self) -> float | None:
-        """Working time to the end at the pace so far; None if unknown, or if none is left."""
+        """Seconds of working time to the end at the rate so far; None if unknown, or if nothing is left."""
         if self.state.status in (Status.FINISHED, Status.CANCELLED) or not self.seconds:
             return None
         nodes = [node.id for node in self.state.graph.steps]
         return seconds_left(self.state, {node: self.state.node(node).taken / self.seconds for node in nodes})
 
     def resumes(self) -> list[float]:
-        """Seconds of working time at which the run was resumed, or went on in another phase."""
+        """The seconds of working time at which the run was resumed, or continued in another phase."""
         found, at = [], 0.0
         for stretch in self.stretches[:-1]:
             at += stretch.seconds
@@ -170,7 +170,7 @@ class Figures:
 
 
 def figures(events: Iterable[AnyEvent]) -> Figures:
-    """The numbers of a run, from its events in the order of the log."""
+    """The statistics of a run, from its events in the order of the log."""
     fold = _Fold()
     for event in events:
         fold.take(event)

@@ -18,14 +18,14 @@ from chainette.records import Outcome, parent_of, step_of
 
 __all__ = ["unit_line"]
 
-#: Stands for the key of a row that has none.
+#: Represents the key of a row without one.
 _NO_KEY = bytes(KEY_BYTES)
 
 
 def unit_line(
     plan: Plan, commit: Commit, off: dict[str, Span], sums: Mapping[str, int], root_done: RootDone | None
 ) -> UnitCommitted:
-    """The line of a commit whose rows are at `off`; `root_done` if its root is complete with it."""
+    """The log line of a commit whose rows are at `off`; `root_done` has the counts of its root if this completes it."""
     unit, outcome = commit.unit, commit.outcome
     node = plan.stations.get(unit.node)  # joins and bad lines are counted with their root
     came = commit.taken if commit.taken is not None else len(unit.rows)
@@ -70,7 +70,7 @@ def _keys(outcome: Outcome) -> bytes:
 
 
 def _ways(node: PlanNode | None, outcome: Outcome) -> dict[str, int]:
-    """Way -> rows that take it; {} if the node decides nothing."""
+    """Way -> rows that take it; {} if the node makes no decision."""
     if node is None or node.kind is not NodeKind.DECISION:
         return {}
     return dict(sorted(Counter(way_of(output.value) for output in outcome.outputs).items()))

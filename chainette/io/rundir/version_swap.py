@@ -21,9 +21,9 @@ def rollback(directory: RunDir) -> None:
 
     Raises:
         RunDirectoryInUse: another process writes to it.
-        RunDirectoryError: there is no run, or no version of it.
+        RunDirectoryError: there is no run, or no earlier version of it.
         DamagedRun: the log of the version is damaged.
-        DiskError: the disk refused; the directory is as it was.
+        DiskError: the disk is full, or a write failed; the directory is as it was.
     """
     read_created(directory)
     require_no_links(directory)
@@ -32,7 +32,7 @@ def rollback(directory: RunDir) -> None:
         numbers = version_numbers(directory)
         if not numbers:
             raise RunDirectoryError(
-                f"{directory} has no earlier version to go back to; `resume --from` and `rejected --retry` keep one"
+                f"{directory} has no earlier version to restore; `resume --from` and `rejected --retry` keep one"
             )
         *older, newest = numbers
         version, aside = directory.versions / str(newest), RunDir(aside_of(directory.path))

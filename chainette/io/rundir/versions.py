@@ -1,7 +1,7 @@
 """Earlier states of a run directory, kept whole inside it as `.versions/<n>`.
 
-A version is a tree of hard links. No linked file is ever written in place: logs, journals and open shards are never
-shared (`fork` copies those that the new directory continues), and derived files are replaced by rename.
+A version is a tree of hard links. No linked file is ever written in place: logs, journals and open shards are not
+shared (`fork` copies those that the new directory continues), and derived files are replaced by renaming.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def version_numbers(directory: RunDir) -> list[int]:
 
 
 def link_versions(source: RunDir, target: RunDir, numbers: Sequence[int]) -> None:
-    """Gives a directory some versions of another one."""
+    """Links versions of a directory into another one."""
     for number in numbers:
         link_tree(source.versions / str(number), target.versions / str(number))
 
 
 def keep_versions(source: RunDir, target: RunDir, numbers: Sequence[int]) -> None:
-    """Gives a replacement directory its versions: the newest of `numbers`, and the replaced directory as a new one."""
+    """Links versions into a replacement directory: the newest of `numbers`, and the replaced directory as the newest one."""
     link_versions(source, target, numbers[1 - KEPT :])
     number = max(version_numbers(source), default=0) + 1
     apart = {folder.name for folder in (source.versions, source.fleet, source.answers, source.own_answers)}
@@ -66,7 +66,7 @@ def _tree(source: Path, target: Path, but: Container[str], take: Callable[[Path,
 
 
 def link(source: Path, target: Path) -> None:
-    """A hard link; a copy if the file system has none."""
+    """Creates a hard link, or a copy if the file system does not support links."""
     try:
         os.link(source, target)
     except OSError:
@@ -74,7 +74,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """A copy of a file, durable on return."""
+    """Copies a file; the copy is durable on return."""
     shutil.copy2(source, target)
     with target.open("rb") as file:
         os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""The time in which a process worked on a run: between the starts and the ends of its sessions."""
+"""The time in which processes worked on a run: from the start to the end of each session."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ __all__ = ["WorkTime"]
 
 @dataclass
 class WorkTime:
-    """Sessions in the times of the log. One that was killed lasts until its last event."""
+    """The time of all sessions, according to the log. A session that was killed lasts until its last event."""
 
-    #: Of sessions that ended.
+    #: The seconds of sessions that have ended.
     seconds: float = 0.0
-    #: When the present session began; "" if there is none.
+    #: The time when the current session began; "" if there is none.
     began: str = ""
-    #: When the log's last event was written.
+    #: The time of the last event in the log.
     at: str = ""
 
     def begin(self, at: str) -> None:
-        """A session begins, `at` being the time of its first event."""
+        """Begins a session; `at` is the time of its first event."""
         self.end(self.at)
         self.began = self.at = at
 
     def end(self, at: str) -> None:
-        """The session ends, `at` being the time of its last event."""
+        """Ends the session; `at` is the time of its last event."""
         self.at = at
         self.seconds, self.began = self.total, ""
 
     def until(self, now: datetime) -> float:
-        """The seconds since the present session began; 0 if there is none."""
+        """The seconds since the current session began; 0 if there is none."""
         return max(0.0, (now - datetime.fromisoformat(self.began)).total_seconds()) if self.began else 0.0
 
     @property

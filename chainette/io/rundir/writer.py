@@ -1,8 +1,8 @@
-"""RunWriter: outcomes in, durable rows out. The only writer of a run directory.
+"""RunWriter makes outcomes durable. It is the only writer of a run directory.
 
-`commit` takes a group: rows go to the shards and are fsynced, then one log line per outcome is written and
-fsynced. A crash between the two leaves rows without a log line, which recovery cuts off; so every logged
-row is on the disk once, and nothing else is (docs/protocol.md, 16 and 17).
+`commit` takes a group: rows are written to the shards and fsynced, then one log line per outcome is written and
+fsynced. A crash between the two leaves rows without a log line, which recovery cuts off. So every logged row
+is on the disk once, and nothing else is (docs/protocol.md, 16 and 17).
 """
 
 from __future__ import annotations
@@ -54,25 +54,25 @@ __all__ = ["Reopened", "RunWriter", "tidy"]
 
 @dataclass(frozen=True)
 class Reopened:
-    """Differences between a session and the log, and its options; for its first line."""
+    """The differences between a session and the log, for the first line of the session."""
 
-    #: The input's identity, if it moved or has other times.
+    #: The identity of the input, if it was moved or has other times.
     input: dict[str, Any] | None = None
-    #: The limit, if it is higher.
+    #: The limit, if it was raised.
     limit: int | None = None
-    #: The number of records of the input before more files were appended to it.
+    #: The number of records of the input before files were appended to it.
     records: int | None = None
-    #: The number of rows to accept, if it is higher.
+    #: The number of rows to accept, if it was raised.
     accept: int | None = None
 
     @property
     def is_longer(self) -> bool:
-        """Whether there are records or rows that no earlier session was to take."""
+        """Whether there are records or rows beyond those of earlier sessions."""
         return self.limit is not None or self.records is not None or self.accept is not None
 
 
 class RunWriter:
-    """Writes one run directory. Made by `open.py`, which creates or recovers the directory."""
+    """Writes a run directory. `open.py` makes it when it creates or recovers the directory."""
 
     def __init__(
         self, directory: RunDir, plan: Plan, log: EventLog, state: RunState, streams: dict[str, StreamWriter], sealer: Sealer
@@ -88,15 +88,15 @@ class RunWriter:
         #: Set if the run stops after a number of rows.
         self._in_order = InOrder(accepted, self._roots, state.boundary_at) if (accepted := state.accepted) else None
         self.reopened = Reopened()
-        #: How engines are charged; logged with the start or the resume.
+        #: Engine -> its rate, which is logged with the start or the resume.
         self.rates: dict[str, Rate] = {}
-        #: The limits of this session, as `--budget` takes them.
+        #: The limits of this session, in the form of `--budget`.
         self.limits: tuple[str, ...] = ()
         #: Engine -> its limits.
         self.engine_limits: dict[str, BudgetLimits] = {}
-        #: Shards that earlier sessions sealed, which are read once more before the run is called finished.
+        #: Shards that earlier sessions sealed, which are read once more before the run counts as finished.
         self._found = [(folder, number) for folder, numbers in state.shards.sealed.items() for number in numbers]
-        #: The position the input was read to, if it is not logged yet.
+        #: The position up to which the input was read, if it is not logged yet.
         self._read: Read | None = None
         self.added = Added.of(state.run.settings)
         self._flattened = bool(state.run.settings.get("flattened", True))
@@ -113,25 +113,25 @@ class RunWriter:
 
     @property
     def accepted(self) -> AcceptedRows | None:
-        """How far a run is that stops after a number of rows; None if it takes all."""
+        """The progress of a run that stops after a number of rows; None if it takes all rows."""
         return self.state.accepted
 
     @property
     def waiting(self) -> int:
-        """Roots whose rows have all ended, and that are not complete in the log since roots before them are not."""
+        """The number of roots whose rows have all ended, but that are not complete in the log because earlier roots are not."""
         return 0 if self._in_order is None else len(self._in_order)
 
     def has_ended(self, root: int) -> bool:
-        """Whether all rows of a root have ended: it is complete in the log, or waits for roots before it."""
+        """Whether all rows of a root have ended: it is complete in the log, or waits for earlier roots."""
         return self.state.roots.is_done(root) or (self._in_order is not None and root in self._in_order)
 
     def readmit(self) -> None:
-        """Forgets the roots that wait for others: a new epoch, or phase, admits them again."""
+        """Drops the roots that wait for others, because a new epoch or phase admits them again."""
         for root in () if self._in_order is None else self._in_order.leave():
             self._roots.suspend(root)
 
     def raise_epoch(self) -> None:
-        """Begins a new epoch with the next event, unless one that was begun is not logged yet."""
+        """Begins a new epoch with the next event, unless the last new epoch is not logged yet."""
         self.readmit()
         self._log.epoch = max(self._log.epoch, self.state.epoch + 1)
 
@@ -142,16 +142,16 @@ class RunWriter:
 
     @property
     def used(self) -> dict[str, Amounts]:
-        """The part of the budget that is spent or reserved: under "" of the run, else of an engine that has one."""
+        """The spent or reserved part of each budget: under "" that of the run, otherwise that of an engine."""
         return {name: self.state.used(name) for name in ("", *self.engine_limits)}
 
     def charge(self, rates: dict[str, Rate], limits: Sequence[str], engine_limits: dict[str, BudgetLimits]) -> None:
-        """Charges this session's answers so; `limits` are those of `--budget`."""
+        """Sets the rates and limits of this session; `limits` are those of `--budget`."""
         self.rates, self.limits, self.engine_limits = rates, tuple(limits), engine_limits
 
     @property
     def charged(self) -> Charged:
-        """The part of a session's first event about that."""
+        """The rates and limits, for the first event of a session."""
         return {"rates": self.rates, "budget": [*self.limits], "engine_budgets": self.engine_limits}
 
     # -- rows
@@ -160,7 +160,7 @@ class RunWriter:
         """Makes a group durable; the whole group or, after a crash, a prefix of it.
 
         Raises:
-            DiskError: the disk refused; no part of the group counts.
+            DiskError: the disk is full, or a write failed; no part of the group counts.
         """
         finished: list[list[Row]] = []
         events: list[Event] = []
@@ -187,14 +187,14 @@ class RunWriter:
         return Committed(finished, logged + self._seal(self._sealer.ready()), synced)
 
     def _record_rows(self, events: Sequence[Event]) -> list[Event]:
-        """Logs events after the rows they speak of."""
+        """Logs events after the rows that they mention."""
         if events:
             for stream in self._streams.values():
                 stream.sync()
         return self.record(events)
 
     def _complete(self, root: int, rows: list[Row], done: RootDone, finished: list[list[Row]]) -> UnitCommitted:
-        """Appends the rows of a root that became complete after all others before it."""
+        """Appends the rows of a root that is complete, as are all roots before it."""
         finished.append(rows)
         off = self._append_finished(rows)
         self._sealer.note(root, off, done=True)
@@ -209,18 +209,18 @@ class RunWriter:
         return {file: self._by_folder[file.rpartition("/")[0]].sums[file] for file in off}
 
     def _require_same_model(self, event: EngineLoaded) -> None:
-        """Raises RunStopped if an engine was loaded from another model than the one that answered earlier rows."""
+        """Raises RunStopped if the model of an engine differs from the one that answered earlier rows."""
         found = different_models(event.engine, self.state.engines.loaded_from(event.engine), event.identity)
         if found:
             answered = [node.id for node in self.plan.nodes.values() if event.engine in node.engines]
             steps = " ".join(f"--from {step}" for step in starts_of(self.plan, answered))
             raise RunStopped(
-                f"{' and '.join(found)} since it answered rows of this run. Put the old one back and resume, "
-                f"or compute its rows anew: `chainette resume {self.directory} {steps}`"
+                f"{' and '.join(found)} since it answered rows of this run. Restore the old one and resume, "
+                f"or recompute its rows: `chainette resume {self.directory} {steps}`"
             )
 
     def _seal(self, shards: Iterable[tuple[StreamWriter, int]]) -> list[Event]:
-        """Gives full shards their final form; deletes a journal once the log says that its shard is sealed."""
+        """Converts full shards to their final format, and deletes a journal once the log says that its shard is sealed."""
         sealed = [(stream, number, self._sealer.seal(stream, number)) for stream, number in shards]
         logged = self.record([event for _, _, event in sealed])
         for stream, number, _ in sealed:
@@ -228,7 +228,7 @@ class RunWriter:
         return logged
 
     def _write(self, commit: Commit, finished: list[list[Row]]) -> UnitCommitted:
-        """Appends the rows of one outcome, and those of its root if it is complete."""
+        """Appends the rows of an outcome, and those of its root if this completes it."""
         unit, outcome = commit.unit, commit.outcome
         self._roots.add(commit)
         off = self._append_outputs(unit, outcome) | self._append_rejected(outcome)
@@ -253,14 +253,14 @@ class RunWriter:
         return self._streams["rejected"].append(lines)
 
     def _told(self, rejection: Rejection) -> Rejection:
-        """The rejection with its engine, if the directory tells that of every step."""
+        """The rejection with its engine, if the directory records the engine in every step."""
         node = self.plan.nodes.get(rejection.step_id)
         if rejection.engine or not self.added.engine or node is None or node.kind is not NodeKind.STEP:
             return rejection
         return msgspec.structs.replace(rejection, engine=node.engine)
 
     def _round_of(self, rejection: Rejection) -> int | str | None:
-        """The round as `rejected/` names it, with one type for all nodes of the chain."""
+        """The round in the form of `rejected/`, with one type for all nodes of the chain."""
         node = self.plan.nodes.get(rejection.step_id)
         if node is None or node.round is None:
             return None
@@ -287,7 +287,7 @@ class RunWriter:
         return self._streams[declared_of(node.id)].append(lines)
 
     def fault(self, folder: str, values: Iterable[bytes]) -> str:
-        """Why rows with these values, as they came from elsewhere, cannot be written to a folder; "" if they can."""
+        """The reason why rows with these values from outside cannot be written to a folder; "" if they can."""
         return self._sealer.fault(folder, values)
 
     def durable(self, root: int) -> Durable | None:
@@ -308,11 +308,11 @@ class RunWriter:
         return logged
 
     def finish(self, input_digest: str, records: int | None) -> list[Event]:
-        """Seals every shard, closes the log with run_finished, and writes the derived files. `records`: those of the whole
-        input; None if it was not read to its end because all rows that were wanted are accepted.
+        """Seals every shard, closes the log with run_finished, and writes the derived files. `records` is the number of
+        records in the whole input; None if it was not read to its end because all wanted rows are accepted.
 
         Raises:
-            NotFinished: according to the log, some of these are missing, or a step does not balance.
+            NotFinished: according to the log, some records are missing, or a step does not balance.
             DamagedRun: a shard of an earlier session does not hold the bytes that were written.
         """
         if gaps := self.state.gaps(records):
@@ -331,7 +331,7 @@ class RunWriter:
         return logged
 
     def pause(self, reason: str, flags: Iterable[str] = ()) -> list[Event]:
-        """Logs that the run stopped, and updates the derived files; a finished run stays finished."""
+        """Logs that the run stopped, and updates the derived files. A finished run stays finished."""
         if self.state.status is Status.FINISHED:
             return []
         logged = self.record([RunPaused(reason=reason, flags=[*flags])])
@@ -339,7 +339,7 @@ class RunWriter:
         return logged
 
     def close(self) -> None:
-        """Releases the directory. Logged rows stay; the next session cuts off the rest."""
+        """Releases the directory. Logged rows stay; the next session cuts off other rows."""
         for stream in self._streams.values():
             stream.let_go()
         self._log.close()
@@ -347,7 +347,7 @@ class RunWriter:
 
 def tidy(directory: RunDir, state: RunState) -> None:
     """Cleans up a finished run's directory for readers; safe to repeat after a crash."""
-    if state.accepted is None:  # rows behind the last accepted one are not asked for again if more are wanted
+    if state.accepted is None:  # with `accept`, surplus rows are kept, so that they are not asked again if more are wanted
         shutil.rmtree(directory.held, ignore_errors=True)
     shutil.rmtree(directory.journals, ignore_errors=True)
     publish_metadata(directory, state)

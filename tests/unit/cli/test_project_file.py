@@ -65,7 +65,7 @@ def test_paths_are_relative_to_the_file_and_as_short_as_they_can_be(tmp_path: Pa
         ("sede = 7", "chainette.toml:3: there is no key 'sede'; did you mean 'seed'?"),
         ('seed = "many"', "chainette.toml:3: seed is 'many': Expected `int`, got `str`"),
         ("batch-size = 0", "chainette.toml:3: batch_size is 0; it must be 1 or more"),
-        ('engines = "none.yml"', "chainette.toml:3: engines is none.yml, which is not there"),
+        ('engines = "none.yml"', "chainette.toml:3: engines is none.yml, which does not exist"),
         ('redis = "redis://me:secret@host/0"', "put the URL into the environment: CHAINETTE_REDIS_URL"),
         ("seed =", "chainette.toml: Invalid value"),
         ("[engine]", "chainette.toml:3: there is no 'engine'; all keys belong below [run]"),

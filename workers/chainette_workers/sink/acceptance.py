@@ -104,7 +104,7 @@ class AcceptedRoot:
         self._arrive(node.next, {output.row_id: given[source(output.row_id)] for output in result.outputs})
 
     def _arrive(self, target: Target, rows: Mapping[str, bytes]) -> None:
-        """Rows are pending at the next node; behind a join or a decision the next walk finds them."""
+        """Rows are pending at the next node; after a join or a decision, the next walk finds them."""
         match target:
             case ToNode():
                 self._pending.setdefault(target.node, {}).update(rows)

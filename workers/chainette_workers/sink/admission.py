@@ -44,7 +44,7 @@ def coordinated_here(session: Session, sink: Sink) -> Admitting:
     roots = roots_of(session.plan, session.source, session.options, writer.state.roots.starts)
 
     def pending(last: int) -> Iterator[Root]:
-        # roots behind the last one that the epoch admitted were complete before the epoch if they are complete now
+        # roots after the last one that the epoch admitted were complete before the epoch if they are complete now
         return roots.pending(lambda root: root <= last or writer.state.roots.is_done(root))
 
     return Coordinator(sink.queue, sink.keys, session.plan, pending, writer.durable, admits=session.admits)

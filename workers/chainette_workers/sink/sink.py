@@ -181,7 +181,7 @@ class Sink:
         Raises:
             Lost: Redis does not continue the log, or another sink took over.
             PutAside: an entry is invalid; the rest is durable, and a new epoch must begin.
-            DiskError: the disk refused.
+            DiskError: the disk is full, or a write failed.
         """
         if self._doubted:
             self._settle()

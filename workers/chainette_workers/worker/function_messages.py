@@ -1,4 +1,4 @@
-"""Messages between a worker and the processes that run its functions: msgpack behind four bytes of length."""
+"""Messages between a worker and the processes that run its functions: msgpack after four bytes of length."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 -- The next units that this worker can serve. A: incarnation, token, alone (it holds nothing), ahead (work on it begins
--- later, by start.lua), at, limit (bytes of one unit), light (bytes of those behind the first), queues = {{run, queue, room}, ...}
--- in order: the first unit comes whatever its size, those behind it come too as long as all have `room` rows at most. Those of one
+-- later, by start.lua), at, limit (bytes of one unit), light (bytes of those after the first), queues = {{run, queue, room}, ...}
+-- in order: the first unit comes whatever its size, those after it come too as long as all have `room` rows at most. Those of one
 -- root and scope become one unit, as far as the run's batch_size allows.
 -- DRAIN, queue: a unit waits there that must run alone; finish the units in hand first.
 local me, token = need(A.incarnation, 'string', 'incarnation'), need(A.token, 'string', 'token')
@@ -98,7 +98,7 @@ local function fits(job, P, room, light)
   return type(size) == 'number' and size <= light
 end
 
--- The first unit of a queue, and those behind it that fit.
+-- The first unit of a queue, and the following ones that fit.
 local function ready(P, run, epoch, queue, room, most)
   local units, light, jobs = {}, A.light, 'rq:queue:' .. queue
   for _ = 1, 64 do

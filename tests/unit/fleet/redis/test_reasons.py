@@ -105,6 +105,6 @@ def test_a_full_window_is_no_reason_where_rows_move_or_are_at_work() -> None:
 
 
 def test_a_damaged_record_names_its_fields_and_what_mends_it() -> None:
-    words = "its record in Redis is damaged (cursor, digest); its sink writes it anew, or: chainette resume DIR"
+    words = "its record in Redis is damaged (cursor, digest); its sink rewrites it, or: chainette resume DIR"
     assert said(fields={"cursor": "many", "digest": "\0" * (5 << 20)}) == [words]
     assert said(fields={"counts": "[", "reason": "x"}) == [], "the sink writes these all the time"

@@ -60,7 +60,7 @@ CIRCLE = b"""{"first": {"to": "ToNode", "node": "a"}, "nodes": [
     ("text", "words"),
     [
         (CIRCLE.replace(b"NEXT", b"a"), "'a' is reached twice"),
-        (CIRCLE.replace(b"NEXT", b"c"), "an edge leads to 'c', which is not there"),
+        (CIRCLE.replace(b"NEXT", b"c"), "an edge leads to 'c', which does not exist"),
         (CIRCLE.replace(b'{"to": "ToNode", "node": "a"}', b'{"to": "End"}'), "a node or a fork cannot be reached"),
         (b'{"nodes": [{}]}', "missing required field `id`"),
     ],
