@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 
 import typer
 
@@ -156,17 +155,8 @@ def launch(
 
 @contextlib.contextmanager
 def _terminating_as_ctrl_c() -> Iterator[None]:
-    """SIGTERM stops a run as Ctrl-C does; if Ctrl-C is ignored, it ends the process as usual."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        interrupt = signal.getsignal(signal.SIGINT)
-        if callable(interrupt):
-            interrupt(signal.SIGINT, frame)
-        else:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    before = signal.signal(signal.SIGTERM, stop)
+    """SIGTERM stops a run as Ctrl-C does, also where Ctrl-C is ignored, as in a background job of a script."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

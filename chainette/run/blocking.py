@@ -53,8 +53,10 @@ def block(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
 
 
 def _run(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
-    """Runs a coroutine. Ctrl-C cancels it; only a later second Ctrl-C interrupts the clean-up."""
-    if threading.current_thread() is not threading.main_thread() or not _is_usual(signal.getsignal(signal.SIGINT)):
+    """Runs a coroutine. Ctrl-C cancels it; only a later second Ctrl-C interrupts the clean-up. So does SIGTERM if it is
+    handled as Ctrl-C is."""
+    heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if _is_usual(signal.getsignal(number))]
+    if threading.current_thread() is not threading.main_thread() or not heeded:
         return run_loop(call, *arguments)
     asked_at: float | None = None
     cancel: Callable[[], object] | None = None
@@ -78,7 +80,8 @@ def _run(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         asked_at = time.monotonic()
         cancel()
 
-    signal.signal(signal.SIGINT, interrupted)
+    for number in heeded:
+        signal.signal(number, interrupted)
     try:
         return run_loop(run)
     except asyncio.CancelledError:
@@ -86,7 +89,8 @@ def _run(call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
             raise
         raise KeyboardInterrupt from None
     finally:
-        signal.signal(signal.SIGINT, _default if asked_at is None else _Echo(asked_at))
+        for number in heeded:
+            signal.signal(number, _default if asked_at is None else _Echo(asked_at))
 
 
 @dataclass(frozen=True)

@@ -238,10 +238,13 @@ def test_kill_9_of_the_real_command_costs_no_row(tmp_path: Path, format: str) ->
     assert rows["rejected"] == []
 
 
-def test_sigterm_is_a_pause_and_a_finished_resume_has_every_row_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("heeds_ctrl_c", [True, False], ids=["", "as a background job of a script"])
+def test_sigterm_is_a_pause_and_a_finished_resume_has_every_row_once(tmp_path: Path, heeds_ctrl_c: bool) -> None:
     project = Doomed(tmp_path, rows=120)
     (tmp_path / "hold").touch()  # it cannot end before the signal comes
-    said = stop_after(project, ["run", "chain.py", "in.jsonl", "-o", "out", "--json-logs"], 5, signal.SIGTERM)
+    words = ["run", "chain.py", "in.jsonl", "-o", "out", "--json-logs"]
+    ctrl_c = signal.default_int_handler if heeds_ctrl_c else signal.SIG_IGN
+    said = stop_after(project, words, 5, signal.SIGTERM, preexec_fn=lambda: signal.signal(signal.SIGINT, ctrl_c))
     assert said.returncode == 130
     assert said.stderr.splitlines()[-2:] == ["interrupted", "go on: chainette resume out"]
     assert json.loads(said.stdout.splitlines()[-1])["type"] == "run_paused"
@@ -249,17 +252,6 @@ def test_sigterm_is_a_pause_and_a_finished_resume_has_every_row_once(tmp_path: P
     assert sorted(project.ids("out", "grade"), key=int) == [str(number) for number in range(120)]
     (resumed,) = (event for event in project.events("out") if event["type"] == "run_resumed")
     assert "graph" not in resumed  # the chain is the one of the first line
-
-
-def test_sigterm_ends_a_process_in_which_ctrl_c_is_ignored(tmp_path: Path) -> None:
-    """As a shell starts a background job."""
-    project = Doomed(tmp_path, rows=120)
-    (tmp_path / "hold").touch()
-    words = ["run", "chain.py", "in.jsonl", "-o", "out", "--json-logs"]
-    said = stop_after(project, words, 5, signal.SIGTERM, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
-    assert said.returncode == -signal.SIGTERM
-    assert project.chainette("resume", "out").returncode == 0
-    assert sorted(project.ids("out", "grade"), key=int) == [str(number) for number in range(120)]
 
 
 #: Its function says in one pipe that it works on row 5, and waits there for a word from another.
