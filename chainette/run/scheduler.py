@@ -31,8 +31,8 @@ from chainette.fleet.protocol.run_fields import RunInfo, used_fields
 from chainette.hooks import Hook
 from chainette.io.inputs.roots import Root
 from chainette.io.rundir.accepted_rows import has_enough, may_begin
-from chainette.io.rundir.event_types import BudgetUsed, Event
-from chainette.records import PYTHON, Outcome, Rejection, Row
+from chainette.io.rundir.event_types import AnswersDiscarded, BudgetUsed, Event
+from chainette.records import PYTHON, Outcome, Rejection, Row, step_of
 from chainette.run.answer_sources import Answers
 from chainette.run.blame import Evidence
 from chainette.run.budget_reservation import BudgetReservation, is_spent
@@ -170,10 +170,13 @@ class LocalRun(Worker):
 
         async with anyio.create_task_group() as writing:
             writing.start_soon(self._guard, write)
-            async with anyio.create_task_group() as working:
-                working.start_soon(self._guard, self.commit_parts)
-                await self._guard(self._feed, working)
-                working.cancel_scope.cancel()
+            try:
+                async with anyio.create_task_group() as working:
+                    working.start_soon(self._guard, self.commit_parts)
+                    await self._guard(self._feed, working)
+                    working.cancel_scope.cancel()
+            finally:
+                self._discard_unfinished()
             feeding = False
             self._come.set()
         if self._failure is not None:
@@ -195,6 +198,12 @@ class LocalRun(Worker):
                 return
             with anyio.move_on_after(_PAUSE if coordinator.waits else self._rest(looked)):
                 await self._changed.wait()
+
+    def _discard_unfinished(self) -> None:
+        """Tells the log which answers, of units that wait as the epoch ends, were asked for in vain."""
+        for node, usage in self.queue.unfinished(_HERE).items():
+            engine = self.plan.stations[node].told_engine
+            self.queue.note(_HERE, AnswersDiscarded(node=step_of(node), engine=engine, usage=usage))
 
     @property
     def _has_enough(self) -> bool:
@@ -281,6 +290,16 @@ class LocalRun(Worker):
         finally:
             self._changed.set()  # there is room, though the last rows may have been committed before, as a part
 
+    async def work_on(self, held: HeldUnit) -> None:
+        try:
+            await super().work_on(held)
+        except Exception:  # the run ends
+            try:
+                await self.commit_finished(held)
+            finally:
+                await self.account(held)
+            raise
+
     def answers_of(self, held: HeldUnit) -> Answers | None:
         del held
         return self.stored
@@ -300,7 +319,7 @@ class LocalRun(Worker):
             await self.sink.caught_up()
 
     async def exhaust(self, held: HeldUnit, error: BudgetExhausted) -> None:
-        await super().exhaust(held, error)
+        del held
         assert self.budget is not None
         raise is_spent(self.queue.progress(self.sink.keys), self.budget, self.plan.engines) from error
 
@@ -308,11 +327,7 @@ class LocalRun(Worker):
         raise AssertionError(f"{held.claim.unit.node}, root {held.claim.unit.root}: nobody else can have this unit")
 
     async def put_off(self, held: HeldUnit, error: EngineUnavailable) -> None:
-        try:
-            self._require_patience(held, error)
-        except RunStopped:
-            await self.count_discarded(held)
-            raise
+        self._require_patience(held, error)
         await super().put_off(held, error)
         self._tell()
 

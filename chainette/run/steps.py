@@ -246,8 +246,8 @@ class Asking:
                     self.sharing.settle(ask, BadAnswer(Reason.ENGINE_ERROR, completion.error))
                 return
             self.evidence.answered(ask.row.row_id, completion)
+            again = self.judge(ask, completion)  # first of all, so that a hook that fails costs no answer
             self.hook.on_answers(self.node.id, [request], [completion])
-            again = self.judge(ask, completion)
             self.laps.lap(Stage.VALIDATE)
         except BaseException as error:
             self._error = self._error or error

@@ -194,16 +194,12 @@ class Worker(ABC):
         self.busy.add(held)
         try:
             await self._work_through(held)
-        except Exception:
-            await self.settle(held)  # others may wait for its requests to end
-            raise
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(_LAST_PARTS, shield=True):
                 await self.commit_finished(held)
                 if not held.lost:
                     await self.hand_back(held)
-                await self.count_discarded(held)
-                await self.settle(held)
+                await self.account(held)
             raise
         finally:
             self.busy.discard(held)
@@ -211,6 +207,12 @@ class Worker(ABC):
     async def hand_back(self, held: HeldUnit) -> None:
         """Returns a unit that is left unfinished, if its queue outlives the worker."""
         del held
+
+    async def account(self, held: HeldUnit) -> None:
+        """Accounts for all requests of a unit that leaves unfinished."""
+        await self.tell_log(held)
+        await self.count_discarded(held)
+        await self.settle(held)
 
     async def count_discarded(self, held: HeldUnit) -> None:
         """Tells the log which answers, of a unit that leaves unfinished, were asked for in vain."""
@@ -239,15 +241,13 @@ class Worker(ABC):
         except BudgetExhausted as error:
             await self.commit_finished(held)
             await self.exhaust(held, error)
-            await self.settle(held)
+            await self.account(held)
             return
         except EngineUnavailable as error:
             await self.commit_finished(held)
-            await self.tell_log(held)
             if not held.lost:
                 await self.put_off(held, error)
-            await self.count_discarded(held)
-            await self.settle(held)
+            await self.account(held)
             return
         await self.tell_log(held)
         await self.settle(held)
@@ -311,7 +311,6 @@ class Worker(ABC):
         del error
         if not held.lost:
             await self.hand_back(held)
-        await self.count_discarded(held)
 
     async def commit_parts(self) -> None:
         """Commits finished rows of units that go on; runs beside the work, as long as the worker does."""

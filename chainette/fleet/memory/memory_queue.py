@@ -37,7 +37,7 @@ from chainette.fleet.protocol.queue_values import (
 from chainette.fleet.protocol.rq_jobs import halves, require_part
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.io.rundir.event_types import Event, Note, WorkerRefused
-from chainette.records import Effects, Outcome, Rejection
+from chainette.records import Effects, Outcome, Rejection, Usage
 
 __all__ = ["MemoryQueue"]
 
@@ -136,6 +136,15 @@ class MemoryQueue(LeasedQueue):
     def live_rows(self, run: str) -> int:
         """Rows that were admitted and are not acknowledged, or more if they were expanded."""
         return self._runs[run].live_rows
+
+    def unfinished(self, run: str) -> dict[str, Usage]:
+        """Node -> the cost of its rows that have not finished, of units that nobody holds."""
+        found: dict[str, Usage] = {}
+        for job in self._runs[run].jobs.values():
+            usage = sum((each.usage for each in job.unfinished.values()), Usage())
+            if usage.requests and not job.token:
+                found[job.unit.node] = found.get(job.unit.node, Usage()) + usage
+        return found
 
     def widen(self, run: str, window: int) -> None:
         """As many rows may be live from now on."""

@@ -317,9 +317,10 @@ class EngineWorker(Worker):
             return
         try:
             await super().work_on(held)
+            return
         except ChainDiffers:
             await self.commit_finished(held)
-            await insist(lambda: self.queue.release(held.claim, self.incarnation))
+            await self.hand_back(held)
             self.served.forget(held.claim)
         except NobodyLooks as error:
             await self.commit_finished(held)
@@ -331,6 +332,7 @@ class EngineWorker(Worker):
                 raise
             await self.commit_finished(held)
             await self._bury(held, f"processing it failed: {told(error)}")
+        await self.account(held)
 
     async def put_off(self, held: HeldUnit, error: EngineUnavailable) -> None:
         """As the base. A unit that is refused here (say, because of this machine's key) goes back at once: other workers may be
