@@ -16,6 +16,7 @@ from chainette.core.compile import compile_chain
 from chainette.engine.base import Request
 from chainette.fleet.protocol.messages import BadMessage, Result, TooLarge
 from chainette.fleet.protocol.queue_values import AdmissionResult, Claim
+from chainette.fleet.redis import redis_queue
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.records import Reason, encode
 from tests.support.chains import Text, Word
@@ -204,13 +205,29 @@ def test_a_commit_beyond_the_limit_is_refused_before_anything_happens(run: Queue
 
 
 def test_a_root_that_is_too_large_is_refused_with_the_ways_to_go_on(run: QueueRun) -> None:
-    queue = FleetQueue(run.client, max_commit=8000)
+    queue = FleetQueue(run.client, max_commit=4000)
     with pytest.raises(TooLarge, match=r"--local` goes on without a queue; or begin a new run with `--batch-size 2`$"):
         run.admit(["a" * 1000] * 4, queue=queue)
     with pytest.raises(
         TooLarge, match=r"root 1 of 1 row: .* at once\. `chainette resume DIR --local` goes on without a queue$"
     ):
         run.admit(["a" * 4000], queue=queue)
+
+
+@pytest.mark.parametrize(("light", "units"), [(10_000, 2), (3000, 1)])
+def test_the_rows_of_a_root_are_in_redis_once_until_its_first_step_is_done(
+    database: Database, monkeypatch: pytest.MonkeyPatch, light: int, units: int
+) -> None:
+    monkeypatch.setattr(redis_queue, "_LIGHT", light)
+    texts = ["a" * 1000, "b" * 1000, "c" * 1000, "d" * 1000]
+    with opened(database.client, straight()) as run:
+        assert run.admit(texts, queue=FleetQueue(run.client, max_commit=6000)) is AdmissionResult.OK
+        assert run.admit(texts) is AdmissionResult.OK
+        assert sum(run.client.strlen(key) for key in keys_of(run, "u")) < 1000
+        run.queue.beat("w1", {})
+        claims = run.queue.claim_rows("w1", "t", [(*pair, 100) for pair in run.pairs])
+        assert isinstance(claims, list)
+        assert [[row["chain_input"]["text"] for row in claim.unit.rows] for claim in claims] == [texts] * units
 
 
 def test_only_the_row_that_is_too_large_is_rejected(database: Database) -> None:

@@ -13,7 +13,7 @@ from chainette_workers.sink.acceptance import AcceptedRoot
 from chainette.core.durable import Durable
 from chainette.errors import RunError
 from chainette.fleet.protocol.keys import aside
-from chainette.fleet.protocol.messages import Admission, PutAside, Result
+from chainette.fleet.protocol.messages import Admission, PutAside, Result, RootRecord
 from chainette.fleet.protocol.queue_values import ANCHOR, Asker, Claim, Turn
 from chainette.fleet.protocol.seals import FleetKey, NoKey, Purpose, Unsealed, seals_of
 from chainette.fleet.redis.redis_queue import FleetQueue
@@ -161,7 +161,32 @@ def called_another(run: QueueRun, job: str, other: str) -> None:
     run.client.hset(f"rq:job:{job}", "data", data)
 
 
-@pytest.mark.parametrize("spoil", [unsealed_rows, of_another_unit, changed, cut, called_another])
+def unsealed_record(run: QueueRun, job: str, other: str) -> None:
+    rows = [Row(str(number), {CHAIN_INPUT: b'{"text":"evil"}'}) for number in range(4)]
+    run.client.set(run.keys.root(0), encode(RootRecord(rows, 4)))
+
+
+def record_of_another_root(run: QueueRun, job: str, other: str) -> None:
+    run.client.set(run.keys.root(0), run.client.get(run.keys.root(1)))  # type: ignore[arg-type]
+
+
+def without_its_record(run: QueueRun, job: str, other: str) -> None:
+    run.client.hdel(f"rq:job:{job}", "as_admitted")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        unsealed_rows,
+        of_another_unit,
+        changed,
+        cut,
+        called_another,
+        unsealed_record,
+        record_of_another_root,
+        without_its_record,
+    ],
+)
 def test_a_unit_without_a_valid_seal_is_never_worked_on(run: QueueRun, spoil: Callable[[QueueRun, str, str], None]) -> None:
     job, other = run.waiting()
     spoil(run, job, other)
@@ -172,6 +197,14 @@ def test_a_unit_without_a_valid_seal_is_never_worked_on(run: QueueRun, spoil: Ca
     run.admit(root=0)
     run.admit(root=1)
     assert everything(run) == WHOLE
+
+
+def test_a_unit_with_rows_is_never_given_those_of_the_record_too(run: QueueRun) -> None:
+    assert run.commit(run.take())
+    job, *_ = run.waiting()
+    run.client.hset(f"rq:job:{job}", mapping={"as_admitted": "1", "rows": "8"})
+    assert run.take().job != job
+    assert run.queue.progress(run.keys).damaged
 
 
 def test_the_rows_of_a_root_are_sealed(run: QueueRun) -> None:

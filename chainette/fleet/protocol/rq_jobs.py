@@ -14,10 +14,10 @@ import msgspec
 
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.keys import RunKeys
-from chainette.fleet.protocol.messages import BadMessage, TooLarge, open_join, open_message
+from chainette.fleet.protocol.messages import BadMessage, RootRecord, TooLarge, open_join, open_message
 from chainette.fleet.protocol.queue_values import Claim
 from chainette.fleet.protocol.seals import Purpose, Seals
-from chainette.records import Effects, Scope, Unfinished, Unit, encode
+from chainette.records import Effects, Row, Scope, Unfinished, Unit, encode
 
 __all__ = [
     "ClaimedJob",
@@ -68,8 +68,13 @@ def age(since: float, now: float) -> float:
     return max(0.0, now - since) if since else 0.0
 
 
-def wire_effects(keys: RunKeys, plan: Plan, root: int, effects: Effects, seals: Seals, token: str) -> dict[str, Any]:
-    """Encodes effects for the scripts; `token` is that of the entry which they come with."""
+def wire_effects(
+    keys: RunKeys, plan: Plan, root: int, effects: Effects, seals: Seals, token: str, admitted: Sequence[Row] = ()
+) -> dict[str, Any]:
+    """Encodes effects for the scripts; `token` is that of the entry which they come with.
+
+    A unit of all rows that are `admitted` with it is encoded without them: its worker takes them from the root's record.
+    """
     at = stamp()
 
     def piece(scope: str, number: int, body: bytes) -> bytes:
@@ -79,16 +84,19 @@ def wire_effects(keys: RunKeys, plan: Plan, root: int, effects: Effects, seals: 
     partials = enumerate(effects.partials)
     stopped = enumerate(effects.stopped, len(effects.partials))
     return {
-        "units": [_unit(keys, plan, unit, at, seals) for unit in effects.units],
+        "units": [_unit(keys, plan, unit, at, seals, admitted) for unit in effects.units],
         "scopes": [_scope(keys, plan, root, scope, at, seals) for scope in effects.scopes],
         "partials": [[partial.scope, piece(partial.scope, number, encode(partial))] for number, partial in partials],
         "stopped": [[scope, piece(scope, number, _pack(row_ids))] for number, (scope, row_ids) in stopped],
     }
 
 
-def _unit(keys: RunKeys, plan: Plan, unit: Unit, at: str, seals: Seals) -> dict[str, Any]:
+def _unit(keys: RunKeys, plan: Plan, unit: Unit, at: str, seals: Seals, admitted: Sequence[Row]) -> dict[str, Any]:
     job = _job(keys, plan, unit.node, unit.root, unit.part, len(unit.rows), at)
-    return {**job, "scope": unit.scope, "payload": seals.seal(keys.run, keys.epoch, Purpose.UNIT, job["job"], encode(unit))}
+    as_admitted = bool(unit.rows) and unit.rows == admitted
+    body = encode(msgspec.structs.replace(unit, rows=[]) if as_admitted else unit)
+    payload = seals.seal(keys.run, keys.epoch, Purpose.UNIT, job["job"], body)
+    return {**job, "scope": unit.scope, "as_admitted": as_admitted, "payload": payload}
 
 
 def _scope(keys: RunKeys, plan: Plan, root: int, scope: Scope, at: str, seals: Seals) -> dict[str, Any]:
@@ -141,6 +149,7 @@ class ClaimedJob:
     fork: bytes
     left: bytes
     data: bytes
+    #: With the root's record behind it if the unit has all rows of that.
     payload: list[bytes]
     #: Jobs that became one with it, whose payloads follow its own.
     also: bytes = b""
@@ -166,10 +175,15 @@ def claimed_unit(claimed: ClaimedJob, seals: Seals) -> Unit:
     if claimed.fork:
         return _join(claimed, seals, Unit(node, number, part, where, []))
     names = [claimed.job, *claimed.also.decode("utf-8", "replace").split()]
+    blobs, record = claimed.payload[: len(names)], claimed.payload[len(names) :]
     first, *others = (
-        open_message(claimed.opened(seals, Purpose.UNIT, name, blob), Unit)
-        for name, blob in zip(names, claimed.payload, strict=True)
+        open_message(claimed.opened(seals, Purpose.UNIT, name, blob), Unit) for name, blob in zip(names, blobs, strict=True)
     )
+    if record:
+        if first.rows or others:
+            raise BadMessage(f"a job in Redis names {node!r}, root {number}, and has rows besides those of its root")
+        admitted = open_message(claimed.opened(seals, Purpose.ROOT, str(number), record[0]), RootRecord)
+        first = msgspec.structs.replace(first, rows=admitted.rows)
     if first.part != part or any((unit.node, unit.root, unit.scope) != (node, number, where) for unit in (first, *others)):
         raise BadMessage(f"a job in Redis names {node!r}, root {number}; its payload: {first.node[:80]!r}, root {first.root}")
     ended = set(claimed.taken)

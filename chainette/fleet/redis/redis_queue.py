@@ -176,7 +176,7 @@ class FleetQueue(LeasedQueue):
         token: str,
     ) -> AdmissionResult:
         rows = self._seal(keys, Purpose.ROOT, str(root), encode(record))
-        plain = wire_effects(keys, plan, root, effects, self._seals, token)
+        plain = wire_effects(keys, plan, root, effects, self._seals, token, record.rows)
         admission = self._seal(keys, Purpose.ENTRY, f"{root}\0{token}", encode(Admission(bad)))
         root_words = f"root {root} of {counted(len(record.rows), 'row')}"
         require_size(root_words, self._max_commit, rows, plain, len(record.rows))

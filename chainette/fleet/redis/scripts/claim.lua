@@ -22,8 +22,9 @@ end
 local function payload_of(P, job, j)
   if not tonumber(j.part) then return nil, 'its counter of parts is gone' end
   if j.fork ~= '' then return redis.pcall('HGETALL', P .. 'f:' .. j.root .. ':' .. j.fork) end
-  local payloads, bytes = {}, 0
-  for _, key in ipairs(payload_keys(j, job)) do
+  local payloads, bytes, keys = {}, 0, payload_keys(j, job)
+  if j.as_admitted then keys[#keys + 1] = P .. 'r:' .. j.root end -- its rows are those of the root's record
+  for _, key in ipairs(keys) do
     local size = redis.pcall('STRLEN', key)
     if type(size) ~= 'number' then return nil, 'its payload is no string' end
     bytes = bytes + size
@@ -71,7 +72,7 @@ local function hand_out(unit, queue, kind, token)
 end
 
 -- A unit becomes one with another of the same root and scope: fragments grow together again. False if it cannot.
-local function is_whole(j) return j.fork == '' and j.part == '0' and j.strikes == '0' end
+local function is_whole(j) return j.fork == '' and j.part == '0' and j.strikes == '0' and not j.as_admitted end
 local function absorb(unit, other, most)
   local j, k = unit.j, other.j
   if j.root ~= k.root or j.scope ~= k.scope or not is_whole(j) or not is_whole(k) or j.rows + k.rows > most then return false end
@@ -92,9 +93,9 @@ end
 
 -- Whether a unit may come with those before it.
 local function fits(job, P, room, light)
-  local j = redis.pcall('HMGET', job_key(job), 'rows', 'fork')
+  local j = redis.pcall('HMGET', job_key(job), 'rows', 'fork', 'as_admitted', 'root')
   if j.err or (tonumber(j[1]) or 0) > room then return false end
-  local size = j[2] == '' and redis.pcall('STRLEN', P .. 'u:' .. job) or 0
+  local size = j[2] == '' and redis.pcall('STRLEN', P .. (j[3] and 'r:' .. (j[4] or '') or 'u:' .. job)) or 0
   return type(size) == 'number' and size <= light
 end
 

@@ -82,7 +82,7 @@ local function held_key(incarnation) return 'chainette:held:' .. incarnation end
 -- The fields of a job hash as a table.
 local function job_of(job)
   local names = {'run', 'epoch', 'root', 'scope', 'fork', 'claim', 'strikes', 'rows', 'origin', 'status', 'solo', 'worker_name',
-    'ahead', 'deaths', 'part', 'done', 'also'}
+    'ahead', 'deaths', 'part', 'done', 'also', 'as_admitted'}
   local values = redis.pcall('HMGET', job_key(job), unpack(names))
   local found = {}
   if values.err then return found end -- no hash at all

@@ -34,6 +34,7 @@ local function check_effects(effects, root)
   for _, u in ipairs(effects.units) do
     for _, name in ipairs({'job', 'scope', 'queue', 'data', 'description', 'at'}) do need(u[name], 'string', name) end
     body(u.payload, 'payload')
+    need(u.as_admitted, 'boolean', 'as_admitted')
     whole(u.rows, 'rows')
     if seen[u.job] or redis.call('EXISTS', job_key(u.job)) == 1 then error('chainette: unit ' .. u.job .. ' exists already') end
     seen[u.job] = true
@@ -106,6 +107,7 @@ local function add(effects, root)
     else
       keep(P .. 'u:' .. u.job, u.payload)
       enqueue(u, root, u.scope, '')
+      if u.as_admitted then redis.call('HSET', job_key(u.job), 'as_admitted', '1') end
     end
   end
   for _, p in ipairs(effects.partials) do
