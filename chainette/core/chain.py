@@ -178,7 +178,7 @@ class Chain:
         """Yields the finished rows root by root, and stores none of them.
 
         Rejected rows are left out. Writes nothing unless `output_dir` is given. Closing the iterator stops the run. The options
-        are those of `run`, but no progress is shown: the rows themselves are the progress.
+        are those of `run` except `drive`, but no progress is shown: the rows themselves are the progress.
 
         If engines share a device, all rows go through one engine and then through the next. Rows that wait for an engine are
         kept in memory, unless `output_dir` is given.
@@ -194,7 +194,7 @@ class Chain:
 
         Seeds and outputs are those of `run([row])`; a row that is rejected ends with a `Rejection`. Writes nothing. Closing the
         iterator stops the run, and the generation at its engine. Works inside a running event loop too (it blocks it). The
-        options are those of `run`, as far as they concern one row.
+        options are those of `run` except `drive`, as far as they concern one row.
         """
         from chainette.run.executor import stream
 

@@ -86,7 +86,16 @@ async def iterate(
     options: RunOptions,
     deliver: Deliver | None = None,
 ) -> None:
-    """Delivers finished rows; writes nothing unless there is a directory."""
+    """Delivers finished rows; writes nothing unless there is a directory.
+
+    Raises:
+        InputError: a drive is to move the units, which delivers no rows.
+    """
+    if options.drive is not None:
+        raise InputError(
+            "run_iter and stream do their work in this process: leave out drive, "
+            "or call chain.run(inputs, output_dir, drive=...) and read the rows of its result"
+        )
     if output_dir is not None:
         await start(chain, inputs, output_dir, options, deliver)
         return

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from chainette_workers.sink.local_fleet import LocalFleet
 
 from chainette import AsyncExecutor, Branch, Chain, Executor, RunResult, Step, apply, register_engine
 from chainette.engine.base import Completion, Request
@@ -132,6 +133,16 @@ def test_run_iter_with_an_output_dir_writes_what_run_writes(tmp_path: Path) -> N
     result = resume(tmp_path / "iter", chain)
     assert content(result) == expected
     assert {row.row_id for row in rows} == {row["row_id"] for row in result.rows("flattened")}
+
+
+@pytest.mark.parametrize("directory", ["out", None])
+def test_run_iter_and_stream_refuse_workers_whose_rows_they_would_not_give(tmp_path: Path, directory: str | None) -> None:
+    place = tmp_path / directory if directory else None
+    with pytest.raises(InputError, match="leave out drive"):
+        next(python_only().run_iter(texts(3), place, drive=LocalFleet(1)))
+    with pytest.raises(InputError, match="leave out drive"):
+        next(python_only().stream(Text(text="a"), drive=LocalFleet(1)))
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_caller_that_does_not_take_its_rows_holds_the_run_back() -> None:
