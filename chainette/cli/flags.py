@@ -58,7 +58,7 @@ Select = Annotated[
     typer.Option(
         "--select",
         metavar="ROWS",
-        help="Compute rows again, with the chain as it is now: changed+ (all that it would make otherwise), STEP+ (a step and "
+        help="Compute rows again, with the chain as it is now: changed+ (all that would differ), STEP+ (a step and "
         "all that follow, as --from STEP), a STEP that nothing follows, or rejected; repeatable.",
     ),
 ]
@@ -97,7 +97,7 @@ InputsRoot = Annotated[
 RunsRoot = Annotated[
     Path,
     typer.Option(
-        "--runs-root", metavar="DIR", exists=True, file_okay=False, help="The folder below which run directories lie."
+        "--runs-root", metavar="DIR", exists=True, file_okay=False, help="The folder that contains the run directories."
     ),
 ]
 EngineFile = Annotated[
@@ -150,7 +150,7 @@ MetricsPort = Annotated[
         metavar="PORT",
         min=0,
         max=65535,
-        help="With Redis: the port that serves /metrics; 0: a free one.",
+        help="With Redis: the port that serves /metrics; 0 for any free one.",
     ),
 ]
 

@@ -99,7 +99,8 @@ class RunSettings:
     no_reuse: Annotated[
         tuple[str, ...],
         Flag(
-            help="With --reuse: compute every row of this step, say a function that looks outside; repeatable.", metavar="STEP"
+            help="With --reuse: compute every row of this step, such as a function that reads outside data; repeatable.",
+            metavar="STEP",
         ),
     ] = ()
     max_reject_rate: Annotated[

@@ -111,14 +111,14 @@ def resume(
     more: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     **options: Unpack[ResumeKeywords],
 ) -> RunResult:
-    """Goes on with the run of a directory from its durable rows; nothing durable is asked for again.
+    """Continues the run in a directory from its durable rows; nothing durable is asked for again.
 
-    The chain is loaded as the log says unless it is given. With `from_step` that step, or those steps, and
-    everything that depends on them is recomputed; with `select="changed+"` everything the chain would make otherwise
-    now, and with `select="rejected"` the rejected rows (see `run/selected_rows.py`). `inputs` names the input's new place if it
-    has moved; "-" is standard input, which a run with `accept` goes on with.
-    `more` names files that are appended to the input of a finished run: their records number on, and begin a new root.
-    `options` are those of `Chain.run` the log does not fix; `limit` and `accept` may be higher than before.
+    Unless the chain is given, it is loaded as the log says. With `from_step`, that step or those steps, and everything that
+    depends on them, are recomputed; with `select="changed+"`, all rows that the chain would compute differently now; with
+    `select="rejected"`, the rejected rows (see `run/selected_rows.py`). `inputs` is the new path of an input that was moved;
+    "-" is standard input, with which a run with `accept` can continue. `more` names files that are appended to the input of
+    a finished run: their records continue the numbering, and begin a new root. `options` are the options of `Chain.run`
+    that the log does not fix; `limit` and `accept` may be higher than before.
 
     Raises:
         RunDirectoryError: there is no run, it was made by a chain that lives in Python only, or the limit is lower.

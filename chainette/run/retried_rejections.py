@@ -49,7 +49,7 @@ class Rejections:
         words = shlex.join(["chainette", "rejected", str(directory), *(word for pair in chosen for word in pair), "--records"])
         return (
             "All rows of a directory come from one chain, so its rejected rows cannot be asked alone with another. "
-            f"To ask for them in a directory of their own ({counted(rows, 'row')}): "
+            f"To ask for them in a separate directory ({counted(rows, 'row')}): "
             f"`{words} > rejected.{kind_of_records(state)}`, which prints the command to ask for them. "
         )
 

@@ -251,7 +251,7 @@ def test_the_records_of_rejected_rows_are_asked_alone_with_another_prompt(tmp_pa
     for words in (("rejected", "out", "--retry"), ("resume", "out", "--select", "rejected")):
         refused = project.chainette(*words)
         assert refused.returncode == 1
-        assert f"To ask for them in a directory of their own ({len(rejected)} rows):" in refused.stderr
+        assert f"To ask for them in a separate directory ({len(rejected)} rows):" in refused.stderr
         assert "`chainette rejected out --records > rejected.jsonl`" in refused.stderr
         assert "(20 rows of grade): `chainette resume out --from grade`" in refused.stderr
     printed = project.chainette("rejected", "out", "--records")

@@ -206,10 +206,10 @@ def test_a_commit_beyond_the_limit_is_refused_before_anything_happens(run: Queue
 
 def test_a_root_that_is_too_large_is_refused_with_the_ways_to_go_on(run: QueueRun) -> None:
     queue = FleetQueue(run.client, max_commit=4000)
-    with pytest.raises(TooLarge, match=r"--local` goes on without a queue; or begin a new run with `--batch-size 2`$"):
+    with pytest.raises(TooLarge, match=r"--local` continues without a queue; or begin a new run with `--batch-size 2`$"):
         run.admit(["a" * 1000] * 4, queue=queue)
     with pytest.raises(
-        TooLarge, match=r"root 1 of 1 row: .* at once\. `chainette resume DIR --local` goes on without a queue$"
+        TooLarge, match=r"root 1 of 1 row: .* at once\. `chainette resume DIR --local` continues without a queue$"
     ):
         run.admit(["a" * 4000], queue=queue)
 

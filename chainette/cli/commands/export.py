@@ -42,9 +42,9 @@ def export(
 ) -> None:
     """Write the rows of the run in DIR into FOLDER, as train-00000-of-00012.parquet and so on, or to the Hugging Face Hub.
 
-    FOLDER may be a URL (s3://, gs://, az://, ...), if the package for its protocol is installed. Files come to their names
-    there when all have been sent. With --push, the data set changes in one commit. An upload that broke off goes on with the
-    same command. Memory is bounded, also if --sorted.
+    FOLDER may be a URL (s3://, gs://, az://, ...), if the package for its protocol is installed. Files get their names
+    there when all have been sent. With --push, the data set changes in one commit. The same command continues an
+    interrupted upload. Memory is bounded, also with --sorted.
     """
     if (output is None) == (push is None):
         raise typer.BadParameter("name the place of the rows: -o FOLDER, or --to hf --push OWNER/NAME")

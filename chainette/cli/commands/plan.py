@@ -55,12 +55,12 @@ def plan(
 ) -> None:
     """Estimate the requests of a run of CHAIN over INPUTS, and their cost.
 
-    The rows are counted: as far as answers are known, from the run that is in DIR, from --reuse and from a sample, the input
-    goes through the chain without asking anybody. Rows that depend on answers nobody has yet are estimated, and marked by ~.
+    As far as answers are known, from the run in DIR, from --reuse and from a sample, rows are counted by sending the input
+    through the chain without asking a model. Rows that depend on unknown answers are estimated, and marked by ~.
     If DIR has a run, it is the plan of a resume, with the changes since.
 
-    With --sample, some records are really asked, and the other numbers follow from their answers; `run -o DIR` takes these,
-    which are kept in DIR/.plan/sample. Without a sample and an earlier run, the answers are an upper bound.
+    With --sample, some records are asked, and the other numbers are estimated from their answers, which are kept in
+    DIR/.plan/sample; `run -o DIR` uses them. Without a sample and an earlier run, the numbers are an upper bound.
     """
     if task.output is not None and (recorded := RunDir(task.output)).exists():
         settings = replace(settings, dedupe=bool(read_created(recorded).settings.get("dedupe")))

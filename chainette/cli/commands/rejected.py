@@ -74,7 +74,7 @@ def rejected(
     Each is shown with the reason, the message and the raw answer, or the bad line of the input. --retry takes the chain file
     as it is now if only settings like max_tokens, max_attempts or escalate have changed; other rows stay as they are.
 
-    After a change that concerns every row, say of a prompt, ask for the rejected rows in a directory of their own:
+    After a change that affects every row, for example of a prompt, ask for the rejected rows in a separate directory:
     `chainette rejected DIR --records > rejected.jsonl`, then `chainette run CHAIN rejected.jsonl --reuse DIR -o NEW`.
     """
     steps, reasons = step or [], reason or []

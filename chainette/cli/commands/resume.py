@@ -70,7 +70,7 @@ MoreInputs = Annotated[
     typer.Option(
         "--more",
         metavar="PATH",
-        help="Append this file, folder, pattern or URL to the input of a finished run; its records number on; repeatable.",
+        help="Append this file, folder, pattern or URL to the input of a finished run, with new record numbers; repeatable.",
     ),
 ]
 

@@ -26,7 +26,7 @@ StreamWriter = Annotated[
 def run(task: Task, settings: RunSettings, way: DriveFlags, telling: Telling, stream_writer: StreamWriter = False) -> None:
     """Run CHAIN over INPUTS into a run directory.
 
-    Ctrl-C leaves a directory that `chainette resume` goes on with. Exit codes: 0 done, 1 error, 2 usage,
+    After Ctrl-C, `chainette resume` continues the run. Exit codes: 0 done, 1 error, 2 usage,
     3 done with rejected rows, 130 interrupted.
     """
     with importing():

@@ -66,7 +66,7 @@ def coordinator(
 def sink(redis: RedisUrl = None, *, roots: FolderFlags, metrics: MetricsFlags) -> None:
     """Write the directories of runs that were queued with `enqueue --detach`, as a service.
 
-    They lie below --runs-root. If it is killed, the next one continues where their logs end. A run that cannot go on (its
+    They are below --runs-root. If it is killed, the next one continues where their logs end. A run that cannot continue (its
     disk is full, its chain is gone) is paused, with the reason in `chainette status`. SIGTERM or Ctrl-C ends it, a second
     one at once.
     """

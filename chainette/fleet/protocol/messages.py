@@ -73,7 +73,7 @@ class TooLarge(ChainetteError):
     def __init__(self, what: str, found: int, most: int, rows: int = 0) -> None:
         fitting = rows * most // found
         smaller = f"; or begin a new run with `--batch-size {1 << fitting.bit_length() - 1}`" if fitting else ""
-        advice = f". `chainette resume DIR --local` goes on without a queue{smaller}" if rows else ""
+        advice = f". `chainette resume DIR --local` continues without a queue{smaller}" if rows else ""
         super().__init__(f"{what}: {found:,} bytes with its successors; a queue takes {most:,} at once{advice}")
 
 

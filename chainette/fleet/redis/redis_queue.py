@@ -143,7 +143,7 @@ class FleetQueue(LeasedQueue):
         word = self._seals.seal(run, 0, Purpose.CANCEL, "", b"1").hex()
         reply = self._call("state", run=run, state=state, reason=reason, word=word)
         if reply == b"CANCELLED":
-            raise Lost(f"run {run} was cancelled, which is for good; `chainette resume DIR` goes on with its directory")
+            raise Lost(f"run {run} was cancelled, which is final; `chainette resume DIR` continues with its directory")
         if reply != b"OK":
             known = ", ".join(info.run for info in self.runs()) or "none"
             raise Lost(f"no live run {run!r}; live runs: {known}")
