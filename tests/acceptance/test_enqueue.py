@@ -159,6 +159,20 @@ def test_a_run_that_goes_on_elsewhere_is_taken_out_of_the_redis_that_it_was_begu
 
 
 @pytest.mark.long
+def test_workers_let_go_of_a_run_as_soon_as_it_goes_on_elsewhere(site: Site, database: Database) -> None:
+    with stopped(*site.workers(1)):
+        interrupted(site)
+        (site.project.path / "latency").write_text("600")  # it cannot end here
+        with site.project.start(
+            "resume", "fleet", "--local", env={**site.project.environment, "CHAINETTE_REDIS_URL": site.url}
+        ) as here:
+            until(lambda: not any(database.client.scan_iter("chainette:run:*")))
+            here.send_signal(signal.SIGINT)
+            here.communicate(timeout=LONG)
+    assert here.returncode == 130
+
+
+@pytest.mark.long
 def test_a_run_is_taken_out_of_every_redis_that_it_was_resumed_over(site: Site, database: Database) -> None:
     database.may_leave(*LEASES)
     (site.project.path / "latency").write_text("600")  # it cannot end before the signal comes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +28,7 @@ from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order, Role, relative_runs
 from chainette.hooks import Hook
 from chainette.io.rundir.chain_marks import marks_of
-from chainette.io.rundir.event_types import RunCreated
+from chainette.io.rundir.event_types import Event, RunCreated, RunResumed
 from chainette.io.rundir.open import read_created, read_state
 from chainette.io.rundir.paths import RunDir
 from chainette.io.rundir.result import RunResult
@@ -154,6 +155,9 @@ def _go_on(
 ) -> None:
     """Goes on with a run in this process, and ends the command as `launch` does."""
 
+    first = begun.way.get("redis", "")
+    moves = bool(first) and ("--redis", first) != way.flags
+
     def start(hooks: tuple[Hook, ...]) -> RunResult:
         result = executor.resume(
             run,
@@ -162,7 +166,7 @@ def _go_on(
             inputs=asked.inputs,
             more=asked.more,
             parameters=asked.parameters,
-            hooks=hooks,
+            hooks=(*hooks, _Moved(first, begun.run_id)) if moves else hooks,
             drive=drive,
             progress=False,
             **{name: getattr(asked.settings, name) for name in RESUMABLE},
@@ -173,6 +177,19 @@ def _go_on(
         return result
 
     launch(run, telling, start)
+
+
+class _Moved(Hook):
+    """Takes a run out of its first Redis as soon as it goes on elsewhere, so that the workers there do not ask the same
+    questions. If that fails, it is tried again at the end of the run, which warns."""
+
+    def __init__(self, redis: str, run: str) -> None:
+        self._redis, self._run = redis, run
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, RunResumed):
+            with suppress(RunError):
+                over_redis(reached(self._redis)).clean(self._run)
 
 
 def _take_out(redis: str, run: str) -> None:
