@@ -107,8 +107,8 @@ class _Started:
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(in_thread(self._target))
 
-    def join(self) -> None:
-        block(asyncio.wait([self._task]))
+    def join(self, seconds: float | None = None) -> None:
+        block(asyncio.wait([self._task], timeout=seconds))
 
 
 class Threading:
