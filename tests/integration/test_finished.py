@@ -162,7 +162,7 @@ def test_a_resume_mends_whatever_the_shards_still_hold(tmp_path: Path, inputs: P
 
 
 @pytest.mark.parametrize("change", [without_a_unit, without_the_last_unit], ids=lambda change: change.__name__)
-def test_rows_that_the_log_does_not_speak_of_are_refused_and_recomputed(tmp_path: Path, inputs: Path, change: Change) -> None:
+def test_rows_that_the_log_does_not_mention_are_refused_and_recomputed(tmp_path: Path, inputs: Path, change: Change) -> None:
     chain = lasting()
     expected = content(chain.run(inputs, tmp_path / "run"))
     rewrite(tmp_path / "run", change)

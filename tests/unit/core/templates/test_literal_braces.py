@@ -1,4 +1,4 @@
-"""Prompts that hold no value of their row, although they look as if they should."""
+"""Prompts that contain no value of their row, although they seem to be meant to."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_name_in_single_braces_is_taken_for_a_value(user: str, said: str) -> N
     assert warnings(user) == [f"step 'ask': user_prompt: {said} for the value (in an f-string, with four braces)"]
 
 
-def test_the_name_of_a_file_is_no_prompt() -> None:
+def test_the_name_of_a_file_is_not_a_prompt() -> None:
     assert "write user_prompt=Path('prompts/ask.txt') for the text of a file" in warnings("prompts/ask.txt")[0]
 
 
@@ -94,7 +94,7 @@ def test_a_row_with_open_fields_is_silent() -> None:
     assert warnings("Write a poem", input_model=Open) == []
 
 
-def test_a_prompt_beside_a_prompt_builder_is_not_sent_unless_the_builder_sends_it() -> None:
+def test_a_prompt_of_a_step_with_a_builder_is_not_sent_unless_the_builder_sends_it() -> None:
     def build(step: Any, row: Any, history: Any) -> list[Message]:
         return [Message("user", "hello")]
 

@@ -1,4 +1,4 @@
-"""Static resolution of templates: a certain failure is an error, a possible one a warning, the rest is silence."""
+"""Static checks of templates: a certain failure is an error, a possible one is a warning, anything else is not reported."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_a_template_that_fits_its_types_has_no_finding(source: str) -> None:
         ("{% import 'x' as y %}", "{% import %} is not available"),
     ],
 )
-def test_what_cannot_work_is_an_error_that_says_why(source: str, message: str) -> None:
+def test_an_access_that_cannot_work_is_an_error_with_the_reason(source: str, message: str) -> None:
     found = errors(source)
     assert len(found) == 1, found
     assert message in found[0]
@@ -239,7 +239,7 @@ def test_what_cannot_work_is_an_error_that_says_why(source: str, message: str) -
         ),
     ],
 )
-def test_what_may_fail_for_some_rows_is_a_warning(source: str, message: str) -> None:
+def test_an_access_that_may_fail_for_some_rows_is_a_warning(source: str, message: str) -> None:
     found = warnings(source)
     assert len(found) == 1, found
     assert message in found[0]

@@ -1,4 +1,4 @@
-"""Chains that others name: nothing is executed unless it lies below the root and has the digest."""
+"""Chains from Redis: nothing is executed unless it is below the root and has the digest."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ NOTHING = ChainClaim("00")
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A chain root; a chain of the same name lies outside of it."""
+    """A chain root, with a chain of the same name outside of it."""
     for name in ("root", "outside"):
         folder = tmp_path / name
         folder.mkdir()

@@ -110,7 +110,7 @@ def unused(text):
 
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., Any]:
-    """Imports the two modules with edits, each time under names of their own."""
+    """Imports the two modules with edits, under new names each time."""
 
     def loader(*edits: tuple[str, str], name: str = "chain.py", folder: str = "a") -> Any:
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -162,7 +162,7 @@ def test_edits_that_change_nothing_keep_the_fingerprint(load: Callable[..., Any]
         ("text: str\n", "text: str\n    more: str = ''\n"),
     ],
 )
-def test_what_a_function_reaches_changes_its_fingerprint(load: Callable[..., Any], edit: tuple[str, str]) -> None:
+def test_code_and_data_that_a_function_uses_change_its_fingerprint(load: Callable[..., Any], edit: tuple[str, str]) -> None:
     assert fingerprint_code(load().work) != fingerprint_code(load(edit).work)
 
 
@@ -192,7 +192,7 @@ def test_lambdas_on_one_line_are_told_apart(load: Callable[..., Any]) -> None:
     assert fingerprint_code(before.double) == fingerprint_code(after.double)
 
 
-def test_a_partial_and_a_method_count_with_what_they_hold(load: Callable[..., Any]) -> None:
+def test_a_partial_and_a_method_count_with_their_arguments_and_objects(load: Callable[..., Any]) -> None:
     module, other = load(), load(("Caller(3)", "Caller(4)"))
     assert fingerprint_code(partial(module.second, 1)) != fingerprint_code(partial(module.second, 2))
     assert fingerprint_code(module.caller.shorten) != fingerprint_code(other.caller.shorten)

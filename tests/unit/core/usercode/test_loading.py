@@ -230,7 +230,7 @@ def test_a_data_folder_does_not_hide_an_installed_package(tmp_path: Path) -> Non
     assert load_chain("chain.py", tmp_path).chain.name == "{name}".replace("{name}", "demo")
 
 
-def test_every_file_has_engines_of_its_own(tmp_path: Path) -> None:
+def test_every_file_has_its_own_engines(tmp_path: Path) -> None:
     for name, engine_model in (("a", "one"), ("b", "two")):
         project(tmp_path / name)
         chain = tmp_path / name / "chain.py"
@@ -267,7 +267,7 @@ def test_the_digest_does_not_depend_on_the_machines_path_or_the_process(tmp_path
 
 
 @pytest.mark.parametrize("name", ["prompts/system.txt", "engines.yml", "settings.yaml", "models.py"])
-def test_the_digest_covers_what_the_chain_reads_while_it_loads(tmp_path: Path, name: str) -> None:
+def test_the_digest_covers_files_that_the_chain_reads_while_it_loads(tmp_path: Path, name: str) -> None:
     project(tmp_path)
     chain = tmp_path / "chain.py"
     reads = (
@@ -334,7 +334,7 @@ def test_a_directory_is_refused_with_the_files_in_it(tmp_path: Path) -> None:
         ("no_such_package.chains:x", "no module 'no_such_package' below"),
     ],
 )
-def test_what_is_no_reference_to_a_chain_says_what_would_be(tmp_path: Path, reference: str, message: str) -> None:
+def test_an_invalid_reference_to_a_chain_is_refused_with_the_valid_forms(tmp_path: Path, reference: str, message: str) -> None:
     write(project(tmp_path), {"chain.yml": "", "notes.txt": ""})
     assert message in failure(reference, tmp_path)
 
@@ -350,7 +350,7 @@ def test_two_chains_of_one_name_are_told_apart_by_variable(tmp_path: Path) -> No
     assert failure("two.py:x", tmp_path) == "two.py has 2 chains named 'x'; say which: two.py:chain, two.py:other"
 
 
-def test_a_file_without_a_chain_says_so(tmp_path: Path) -> None:
+def test_a_file_without_a_chain_is_refused(tmp_path: Path) -> None:
     project(tmp_path)
     assert failure("models.py", tmp_path).startswith("models.py declares no Chain; it needs one at module level")
     assert failure("models.py:x", tmp_path) == "models.py has no chain 'x'; it declares no Chain"

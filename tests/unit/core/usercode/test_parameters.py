@@ -1,4 +1,4 @@
-"""Factories of chains: which functions are one, how text becomes values, and refusals."""
+"""Factories of chains: the functions that count as one, the conversion of text to values, and refusals."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def load(folder: Path, body: str, reference: str = "chain.py", **texts: str) -> 
 
 
 def seen(loaded: LoadedChain) -> Any:
-    """The one value the factory got."""
+    """The only value that the factory got."""
     return loaded.chain.steps[0].user_prompt  # type: ignore[union-attr]
 
 
@@ -255,7 +255,7 @@ def test_a_function_that_raises_is_told_with_the_users_line(tmp_path: Path) -> N
     )
 
 
-def test_a_function_that_returns_something_else_says_what(tmp_path: Path) -> None:
+def test_a_function_that_returns_something_else_is_refused_with_the_type(tmp_path: Path) -> None:
     assert failure(tmp_path, "def make() -> Chain:\n    return 3\n") == "chain.py:make returned int, not a Chain"
 
 
@@ -276,7 +276,7 @@ def test_set_on_a_chain_without_parameters_says_how_to_write_some(tmp_path: Path
 
 
 @pytest.mark.parametrize("word", ["tone", "=x", "my tone=x"])
-def test_what_is_not_name_and_value_says_what_is(word: str) -> None:
+def test_a_word_without_name_and_value_is_refused_with_the_form(word: str) -> None:
     with pytest.raises(ParameterError, match="expected NAME=VALUE, such as --set tone=formal"):
         settings_of([word])
     assert settings_of(["a=1", "a=2", "b=x=y", "c="]) == {"a": ["1", "2"], "b": ["x=y"], "c": [""]}

@@ -238,7 +238,7 @@ def test_values_without_a_field_of_their_type_are_kept_as_json_has_them(tmp_path
     assert _read(tmp_path / "a.parquet", Anything) == [{"value": _AT, "amount": "1.10", "n": 1}]
 
 
-def test_binary_is_base64_where_the_model_says_so(tmp_path: Path) -> None:
+def test_binary_is_base64_if_the_model_says_so(tmp_path: Path) -> None:
     config = ConfigDict(val_json_bytes="base64", ser_json_bytes="base64")
     assert _values(tmp_path, pa.array([b"\xff\xfe"]), bytes, config) == ["__4="]
 

@@ -25,7 +25,7 @@ def _write(path: Path, data: bytes | str) -> Path:
 
 
 def _read(path: Path) -> list[object]:
-    """The cells of each record, or why it cannot be read."""
+    """The cells of each record, or the reason why it cannot be read."""
     return [record.error or record.data for record in open_input(path).records()]
 
 
@@ -111,7 +111,7 @@ def test_well_quoted_cells_of_several_lines_are_kept(tmp_path: Path) -> None:
     assert _read(path) == [{"n": "1", "text": 'a "b"\n\n,c', "more": '"d\n"'}, {"text": "e\n"}]
 
 
-def test_byte_order_marks_are_skipped_at_the_start_and_where_files_were_joined(tmp_path: Path) -> None:
+def test_byte_order_marks_are_skipped_at_the_start_and_between_concatenated_files(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.csv", '\ufefftext,n\na,1\n\ufeff"b",2\n')
     assert _read(path) == _ROWS
     inside = _write(tmp_path / "b.csv", '\ufefftext,n\n"\ufeffa\n\ufeffb",1\n')
@@ -190,7 +190,7 @@ def test_each_file_of_several_needs_its_header(tmp_path: Path) -> None:
         InputModel(Text).require_columns(open_input(tmp_path))
 
 
-def test_what_pythons_csv_writes_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_pythons_csv_module_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(10)
     alphabet = ["a", "b", '"', ",", "\n", "\r", "\r\n", " ", "é", ";"]
     for _ in range(500):

@@ -96,7 +96,7 @@ def test_values_are_the_same_wherever_a_block_ends(monkeypatch: pytest.MonkeyPat
         assert list(values(io.BytesIO(data), 1000)) == whole
 
 
-def test_members_that_are_no_objects_are_rejected_one_by_one(tmp_path: Path) -> None:
+def test_members_that_are_not_objects_are_rejected_one_by_one(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"text": "a"}, 1, null, "x", [2, 3], nope, {"text": "b"}]')
     kind = "expected a JSON object, but this line is of type "
     first, number, null, text, array, garbage, last = _read(tmp_path / "a.json")
@@ -105,7 +105,7 @@ def test_members_that_are_no_objects_are_rejected_one_by_one(tmp_path: Path) -> 
     assert garbage.startswith("not JSON")
 
 
-def test_an_array_that_is_cut_says_so(tmp_path: Path) -> None:
+def test_an_array_that_is_cut_off_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[{"text": "a"},\n{"text": "b"},\n')
     assert _read(path) == ["a", "b", "the file ends inside its array; was it cut off?"]
@@ -141,7 +141,7 @@ def test_a_table_whose_header_has_brackets_is_a_table(tmp_path: Path) -> None:
     assert open_input(tmp_path / "a.csv").columns() == ["[text]", "{more}"]
 
 
-def test_a_first_object_longer_than_what_is_looked_at_is_read(tmp_path: Path) -> None:
+def test_a_first_object_longer_than_the_examined_part_is_read(tmp_path: Path) -> None:
     row = {"text": "x" * 100_000}
     for text in (json.dumps(row) + "\n" + json.dumps(row) + "\n", json.dumps([row, row]), json.dumps(row, indent=1) * 2):
         (tmp_path / "a.json").write_text(text)

@@ -1,4 +1,4 @@
-"""Inputs: every kind, every way in which they are broken, and the loss (nothing but the bad record)."""
+"""Inputs of every kind, broken in every way: only the bad record is lost."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_lines_have_an_index_without_blank_lines_and_a_line_number_with_them(tmp
         (b'{"name":"' + b"x" * 2000 + b'"}', "2,012 bytes long, more than the 1,000 allowed"),
     ],
 )
-def test_a_bad_line_is_rejected_with_what_is_wrong_and_costs_no_other(tmp_path: Path, line: bytes, message: str) -> None:
+def test_a_bad_line_is_rejected_with_the_reason_and_costs_no_other(tmp_path: Path, line: bytes, message: str) -> None:
     path = _write(tmp_path / "a.jsonl", b'{"name":"a"}\n' + line + b'\n{"name":"b"}\n')
     limit = 1_000 if b"xxx" in line else 1 << 20
     before, bad, after = _validated(path, max_line_bytes=limit)
@@ -292,7 +292,7 @@ def test_a_parquet_file_that_breaks_while_it_is_read_is_an_input_error(tmp_path:
         ("a.txt", b"hello\n", "name it .jsonl, .csv, .tsv or .parquet"),
     ],
 )
-def test_an_input_that_cannot_be_read_says_what_it_is_and_what_to_do(
+def test_an_input_that_cannot_be_read_is_refused_with_its_format_and_the_next_step(
     tmp_path: Path, name: str, data: bytes, message: str
 ) -> None:
     with pytest.raises(InputError) as error:
@@ -317,7 +317,7 @@ def test_a_named_pipe_is_an_input_error(tmp_path: Path) -> None:
 
 @pytest.fixture
 def ordinary_user() -> Iterator[None]:
-    """Nobody in particular: root may read every file."""
+    """Becomes an ordinary user, because root may read every file."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(65534)

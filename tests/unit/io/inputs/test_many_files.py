@@ -175,7 +175,7 @@ def test_other_files_of_a_folder_are_left_out_and_named(tmp_path: Path, caplog: 
     assert f"{tmp_path}: read without README.md, more/, which are not" in caplog.text
 
 
-def test_a_folder_without_inputs_says_what_it_holds(tmp_path: Path) -> None:
+def test_a_folder_without_inputs_is_refused_with_its_content(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"without JSONL, CSV, TSV or Parquet files \(found: nothing\)"):
         open_input(tmp_path)
     (tmp_path / "a.txt").write_text("a")
@@ -208,7 +208,7 @@ def test_many_large_files_are_counted_by_some_of_them(tmp_path: Path, monkeypatc
     assert len(counted) == 8
 
 
-def test_texts_that_are_no_paths_are_refused_in_words() -> None:
+def test_texts_that_are_not_paths_are_refused_with_a_message() -> None:
     with pytest.raises(InputError, match="hello: no such file"):
         open_input(["hello", "world"])
     with pytest.raises(InputError, match="File name too long; a row is a model or a dict"):

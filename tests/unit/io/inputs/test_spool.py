@@ -60,7 +60,7 @@ def test_a_value_that_json_lacks_becomes_a_bad_record(tmp_path: Path, item: Any)
 
 
 @pytest.mark.parametrize("item", [3, {"name": object()}])
-def test_an_item_that_is_no_row_is_an_input_error_and_leaves_no_file(tmp_path: Path, item: Any) -> None:
+def test_an_item_that_is_not_a_row_is_an_input_error_and_leaves_no_file(tmp_path: Path, item: Any) -> None:
     with pytest.raises(InputError, match="item 1 of the input"):
         spool([Product(name="a"), item], tmp_path / "a.jsonl")
     assert list(tmp_path.iterdir()) == []

@@ -127,7 +127,7 @@ def test_a_directory_of_the_same_name_gives_its_own_rows(tmp_path: Path, load: A
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_shard_more_is_seen_although_the_first_load_was_cached(tmp_path: Path, load: Any, format: str) -> None:
+def test_a_new_shard_is_loaded_although_the_first_load_was_cached(tmp_path: Path, load: Any, format: str) -> None:
     run = _run(tmp_path / "run", ["a"], format)
     assert len(load(run, "extract")) == 1
     _write(run / "extract", _products(["b", "c"]), format, shard=1)
@@ -144,7 +144,7 @@ class Mixed(BaseModel):
     one: Summary | None
 
 
-def test_jsonl_loads_where_the_first_shard_is_all_null_and_the_next_is_not(tmp_path: Path, load: Any) -> None:
+def test_jsonl_loads_if_the_first_shard_is_all_null_and_the_next_is_not(tmp_path: Path, load: Any) -> None:
     product = {"name": "p", "price": 1.5, "tags": []}
     rows: list[dict[str, Any]] = [
         {"row_id": "0", "note": None, "any": {"a": 1}, "tags": [], "inner": [], "deep": [], "one": None},
@@ -165,7 +165,7 @@ def test_a_config_without_rows_is_left_out_of_the_configs_and_shown_in_the_table
     assert "| `rejected` | 0 | rows \\| of rejected |" in card
 
 
-def test_the_last_step_is_the_default_where_nothing_is_flattened() -> None:
+def test_the_last_step_is_the_default_if_nothing_is_flattened() -> None:
     configs = [CardConfig(name, name, 3, "0", "rows") for name in ("extract", "summary", "rejected")]
     card = render_card("c", "r", "finished", "jsonl", configs)
     assert card.index("config_name: summary") < card.index("default: true") < card.index("config_name: rejected")

@@ -1,4 +1,4 @@
-"""The log: lines that say when they are torn, and an order of writes a power cut cannot turn."""
+"""The log: torn lines are noticed, and a power cut cannot change the order of writes."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_a_torn_end_is_cut_off_before_the_log_goes_on(tmp_path: Path) -> None:
     assert offset == size and path.read_bytes()[size:] == encode_line(event)
 
 
-def test_rows_are_on_the_disk_before_the_log_speaks_of_them(tmp_path: Path) -> None:
-    """A power cut keeps only synced data: at every write to the log, all rows it names must have been."""
+def test_rows_are_on_the_disk_before_the_log_mentions_them(tmp_path: Path) -> None:
+    """A power cut keeps only synced data: at every write to the log, all rows that it names must be synced."""
     synced: dict[str, int] = {}
     real_fsync, real_append = os.fsync, EventLog.append
     checked = 0

@@ -1,4 +1,4 @@
-"""graph.json as structs: the same bytes as were read, one walk, and no graph a walk would never leave."""
+"""graph.json as structs: the bytes that were read are written, and a graph whose walk would never end is refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_graph_of_an_earlier_version_is_written_as_it_was_read(file: Path) -> 
     assert pretty(msgspec.json.decode(file.read_bytes(), type=Graph)) == file.read_bytes()
 
 
-def test_a_graph_equals_what_is_read_back_of_it(graph: Graph) -> None:
+def test_a_graph_equals_the_graph_that_is_read_back(graph: Graph) -> None:
     assert msgspec.json.decode(msgspec.json.encode(graph), type=Graph) == graph
 
 
@@ -42,7 +42,7 @@ def test_a_line_goes_past_forks_and_their_branches_are_lines_too(graph: Graph) -
     assert all(isinstance(element, GraphNode | GraphFork) for element in graph.line(graph.first))
 
 
-def test_the_source_of_a_node_is_what_gives_it_its_rows() -> None:
+def test_the_source_of_a_node_is_the_origin_of_its_rows() -> None:
     graph = graph_of(compile_chain(everything()))
     for node in graph.nodes:
         source = graph.source(node.id)

@@ -1,4 +1,4 @@
-"""The journals of a folder, brought to the state in the log."""
+"""The journals of a folder are restored to the state in the log."""
 
 from __future__ import annotations
 

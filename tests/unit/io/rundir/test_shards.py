@@ -12,7 +12,7 @@ from chainette.errors import DiskError
 from chainette.io.rundir.shards import StreamWriter
 
 
-def test_files_are_closed_once_where_a_group_fails_half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_closed_once_if_a_group_fails_half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = StreamWriter("step", tmp_path / "step", max_rows=2)
     stream.append([b"1", b"2", b"3"])  # a full journal, and an open one
     really, closed = os.close, []

@@ -1,4 +1,4 @@
-"""A run over time, as the log tells it."""
+"""The statistics of a run over time, from its log."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_latencies_are_weighed_by_requests() -> None:
     assert found.slowest == 3.0
 
 
-def test_what_befell_workers_is_counted() -> None:
+def test_events_of_workers_are_counted() -> None:
     events: list[Event] = [
         WorkerJoined(worker="a"),
         WorkerJoined(worker="a"),

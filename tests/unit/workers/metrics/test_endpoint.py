@@ -35,14 +35,14 @@ def test_it_listens_on_loopback_and_a_free_port_unless_told_otherwise() -> None:
         assert get(one) == get(other) == b"for me"
 
 
-def test_a_path_that_is_not_there_is_answered_with_those_that_are() -> None:
+def test_an_unknown_path_is_answered_with_the_known_ones() -> None:
     with serving(MetricsEndpoint(), ROUTES) as address, pytest.raises(urllib.error.HTTPError) as error:
         get(address, "/")
     assert error.value.code == 404 and error.value.read() == b"not found; paths: /metrics\n"
     error.value.close()
 
 
-def test_a_route_without_an_answer_says_so() -> None:
+def test_a_route_without_an_answer_gives_status_503() -> None:
     def nothing(_accept: str) -> tuple[str, bytes]:
         raise Unavailable("Redis does not answer")
 
@@ -73,7 +73,7 @@ def test_it_is_gone_at_the_end() -> None:
         pass
 
 
-def test_a_port_that_is_taken_is_said_with_what_to_do() -> None:
+def test_a_port_that_is_taken_is_an_error_with_the_remedy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with (
@@ -83,14 +83,14 @@ def test_a_port_that_is_taken_is_said_with_what_to_do() -> None:
             pass
 
 
-def test_a_client_that_says_nothing_holds_nobody_up() -> None:
+def test_a_silent_client_does_not_delay_others() -> None:
     with serving(MetricsEndpoint(), ROUTES) as address:
         host, _, port = address.partition(":")
         with socket.create_connection((host, int(port))):
             assert get(address) == b"for me"
 
 
-def test_one_that_listens_everywhere_is_named_as_redis_is_reached() -> None:
+def test_an_endpoint_on_all_interfaces_is_named_by_the_address_that_reaches_redis() -> None:
     with serving(MetricsEndpoint("0.0.0.0"), ROUTES, ("127.0.0.1", 6379)) as address:
         assert address.startswith("127.0.0.1:")
         assert get(address) == b"for me"
@@ -139,7 +139,7 @@ def test_with_a_fleet_key_prometheus_is_sent_to_addresses_that_members_with_the_
     assert json.loads(targets(announced, NO_KEY, anywhere=False)) == []
 
 
-def test_a_target_has_labels_that_are_short_and_no_metrics_own() -> None:
+def test_a_target_has_short_labels_that_differ_from_those_of_metrics() -> None:
     _, first, second, _ = json.loads(targets(MEMBERS, NO_KEY, anywhere=True))
     assert first["labels"] == {"worker": "w1", "role": "worker", "serves": "llama,python", "host": "h"}
     assert second["labels"]["serves"] == "llama\\x1b[2J" + 188 * "x"

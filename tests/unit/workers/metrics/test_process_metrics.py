@@ -138,7 +138,7 @@ def deciding() -> Plan:
     return compile_chain(Chain(name="c", steps=[route, loop], input_model=Word))
 
 
-def test_a_worker_has_the_series_of_what_it_serves_only(clock: Clock, plan: Plan) -> None:
+def test_a_worker_has_only_the_series_of_its_engines(clock: Clock, plan: Plan) -> None:
     metrics = Metrics(ProcessKind.WORKER, engines=("first",), clock=clock)
     metrics.of_run("run-a", plan)
     steps = {step for _, step, _ in series(metrics, "chainette_unit_stage_seconds_count")}
@@ -159,7 +159,7 @@ def test_names_follow_the_conventions() -> None:
     assert len({metric.name for metric in CATALOGUE}) == len(CATALOGUE)
 
 
-def test_the_page_says_what_the_catalogue_says() -> None:
+def test_the_page_shows_the_catalogue() -> None:
     page = Path(REPOSITORY, "docs", "metrics.md").read_text()
     rows = re.findall(r"^\| `(chainette_\w+)` \| (\w+) \| (.*?) \| (\w+) \| (.*) \|$", page, re.MULTILINE)
     said = {(name, kind, labels, part, meaning) for name, kind, labels, part, meaning in rows}
@@ -170,7 +170,7 @@ def test_the_page_says_what_the_catalogue_says() -> None:
     assert said == meant and len(rows) == len(CATALOGUE)
 
 
-def test_what_is_answered_is_open_metrics(clock: Clock, plan: Plan) -> None:
+def test_the_answer_is_open_metrics(clock: Clock, plan: Plan) -> None:
     metrics = everything_of(clock, fleet())
     metrics.of_run("run-a", plan).on_event(COMMIT)
     metrics.of_run("run-b", deciding())
@@ -233,7 +233,7 @@ def test_bad_lines_are_rejected_rows_of_the_input(clock: Clock, plan: Plan) -> N
     assert one(metrics, "chainette_rows_done_total", "run-a", CHAIN_INPUT) == 0
 
 
-def test_two_runs_are_counted_apart(clock: Clock, plan: Plan) -> None:
+def test_two_runs_are_counted_separately(clock: Clock, plan: Plan) -> None:
     metrics = everything_of(clock)
     one_run, other = metrics.of_run("run-a", plan), metrics.of_run("run-b", plan)
     one_run.on_event(COMMIT)
@@ -377,7 +377,7 @@ def test_many_closed_runs_do_not_pile_up(clock: Clock) -> None:
     assert left == {f"run-{number}" for number in range(68, 100)}
 
 
-def test_a_run_that_was_never_known_is_forgotten_without_a_word(clock: Clock) -> None:
+def test_forgetting_an_unknown_run_does_nothing(clock: Clock) -> None:
     everything_of(clock).forget_run("nobody")
 
 
@@ -452,7 +452,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
 
 
-def test_what_vllm_counts_passes_through_under_its_own_names(vllm: None, clock: Clock) -> None:
+def test_metrics_of_vllm_pass_through_under_their_own_names(vllm: None, clock: Clock) -> None:
     metrics = Metrics(ProcessKind.WORKER, engines=("first",), clock=clock)
     assert one(metrics, "vllm:num_requests_running", "m") == 3
     assert one(metrics, "vllm:prompt_tokens_total") == 0
@@ -468,7 +468,7 @@ def test_a_process_without_vllm_shows_its_own_metrics_only(clock: Clock, monkeyp
     assert b"python_gc" not in Metrics(ProcessKind.WORKER, clock=clock).text(OPEN_METRICS)[1]
 
 
-def test_names_without_end_make_no_series_without_end(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unbounded_names_do_not_make_unbounded_series(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = Metrics(ProcessKind.SINK)
     run = metrics.of_run("7", plan)
     expected = metrics.text("")[1].decode().count("chainette_rows_rejected_total{")

@@ -1,4 +1,4 @@
-"""An order counts once: not after it was followed, not after a later one, and not long after it was given."""
+"""An order counts once: not after it was carried out, not after a later one, and not long after it was given."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def state(tmp_path: Path) -> RunState:
     return state
 
 
-def test_an_order_is_followed_once(state: RunState) -> None:
+def test_an_order_is_carried_out_once(state: RunState) -> None:
     assert _due(ANEW, state) == ANEW and not _is_closed(state, ANEW)
     state.order = 3
     assert _due(ANEW, state).from_steps == () and _is_closed(state, ANEW)
 
 
-def test_an_order_that_a_later_one_replaced_is_refused_and_the_way_on_is_said(state: RunState) -> None:
+def test_an_order_that_a_later_one_replaced_is_refused_with_the_next_command(state: RunState) -> None:
     state.order = 4
     with pytest.raises(Elsewhere, match="number 3, but out has already followed number 4; continue with `chainette resume`"):
         _due(ANEW, state)
