@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from chainette.engine.base import Completion, Done
@@ -12,21 +12,26 @@ from chainette.utils.gather import together
 __all__ = ["ask_all"]
 
 
-async def ask_all(asks: Sequence[Coroutine[Any, Any, Completion]], done: Done | None) -> list[Completion]:
-    """All answers, in order; calls `done` for each as it arrives.
+async def ask_all(
+    asks: Sequence[Coroutine[Any, Any, Completion]],
+    done: Done | None,
+    has_answered: Callable[[], bool] = lambda: False,
+) -> list[Completion]:
+    """All answers, in order; calls `done` for each as it arrives. `has_answered`: whether the engine has ever answered.
 
     Raises:
         EngineUnavailable: a request got no answer. The others finish first, since their answers are paid for.
-        EngineRefused: the engine would refuse the others too, so they are cancelled.
+        EngineRefused: the engine refused a request. If it has never answered, it would refuse the others too, so they are
+            cancelled; else they finish first.
     """
     failures: list[EngineUnavailable] = []
 
     async def one(index: int, ask: Coroutine[Any, Any, Completion]) -> Completion | None:
         try:
             completion = await ask
-        except EngineRefused:
-            raise
         except EngineUnavailable as error:
+            if isinstance(error, EngineRefused) and not has_answered():
+                raise
             failures.append(error)
             return None
         if done is not None:

@@ -205,12 +205,11 @@ class Asking:
                 raise RuntimeError(
                     f"engine {self.node.engine!r} gave {counted(given, 'answer')} to {counted(len(asks), 'request')}"
                 )
-        except EngineRefused as error:
-            if not self.evidence.is_accepted:
-                self.evidence.refuse(error)
-            self.result.cancelled += Usage(requests=len(unanswered) - 1)  # one was refused, and the others with it
-            raise
         except EngineUnavailable as error:
+            if isinstance(error, EngineRefused) and not self.evidence.is_accepted:
+                self.evidence.refuse(error)
+                self.result.cancelled += Usage(requests=len(unanswered) - 1)  # one was refused, and the others with it
+                raise
             self._failure = self._failure or error
             if self.sharing is not None:
                 for ask in unanswered.values():
@@ -229,7 +228,8 @@ class Asking:
         if not self.hook.streams:
             return await self.engine.generate(requests, done)
         asked = [Asked(self.node.id, ask.row.row_id, ask.number, ask.messages) for ask in asks]
-        return await ask_all([streamed(self.engine, *pair, self.hook) for pair in zip(requests, asked, strict=True)], done)
+        answers = [streamed(self.engine, *pair, self.hook) for pair in zip(requests, asked, strict=True)]
+        return await ask_all(answers, done, lambda: self.evidence.is_accepted)
 
     def take_in(self, ask: Ask, request: Request, completion: Completion) -> None:
         """Judges an answer. Called by the engine, which must not mistake an error in here for one of its own."""

@@ -78,6 +78,24 @@ def test_an_engine_that_refuses_from_the_start_stops_the_run_at_once_and_rejects
 
 
 @pytest.mark.usefixtures("impatient")
+def test_an_engine_that_refuses_after_answers_is_tried_again_until_patience_ends(tmp_path: Path) -> None:
+    refusals = 3
+
+    def answer(request: Request) -> str:
+        nonlocal refusals
+        if row_of(request) == "7" and refusals:
+            refusals -= 1
+            raise EngineRefused("402: no credit")
+        return SAME
+
+    with scripted(llm=answer):
+        assert len(list(asking("llm").run(texts(10), tmp_path / "run").rows("llm"))) == 10
+        refusals = 10_000
+        with pytest.raises(RunStopped, match=r"engine 'llm' has not answered for .* 402: no credit"):
+            asking("llm").run(texts(10), tmp_path / "stopped", engine_patience=0.05)
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("lazy", [True, False])
 def test_an_engine_that_is_not_ready_at_first_is_opened_again(tmp_path: Path, lazy: bool) -> None:
     with scripted({"lazy": lazy}, llm=lambda request: SAME) as scripts:

@@ -89,7 +89,8 @@ class OllamaEngine(Engine):
 
     async def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
         bodies = [(chat_body(self._config, request, stream=False), request.avoid) for request in requests]
-        return await ask_all([self._transport.ask(body, _read, avoid=avoid) for body, avoid in bodies], done)
+        asks = [self._transport.ask(body, _read, avoid=avoid) for body, avoid in bodies]
+        return await ask_all(asks, done, self._transport.has_answered)
 
     async def stream(self, request: Request, tell: Tell) -> Completion:
         """See `Engine.stream`."""

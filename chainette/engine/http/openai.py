@@ -109,7 +109,7 @@ class OpenAIEngine(Engine):
 
     async def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
         bodies = zip(requests, self._bodies(requests), strict=True)
-        return await ask_all([self._ask(request, body) for request, body in bodies], done)
+        return await ask_all([self._ask(request, body) for request, body in bodies], done, self._transport.has_answered)
 
     async def stream(self, request: Request, tell: Tell) -> Completion:
         """See `Engine.stream`."""

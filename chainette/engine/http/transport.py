@@ -110,6 +110,14 @@ class Transport:
         self.pool = Pool(config.name, [], policy, timing)
         #: Whether the silence of all endpoints was reported.
         self._said_silence = False
+        self._has_answered = False
+        #: The last refusal, and when it came: requests that were waiting for their turn then are not sent.
+        self._refusal: EngineRefused | None = None
+        self._refused_at = 0.0
+
+    def has_answered(self) -> bool:
+        """Whether any request was ever answered."""
+        return self._has_answered
 
     @property
     def declared(self) -> tuple[str, ...]:
@@ -194,6 +202,9 @@ class Transport:
         while True:
             await self.pool.ready(tries.asked_at)
             await self.limiter.acquire()
+            if self._refusal is not None and self._refused_at > tries.asked_at:
+                self.limiter.release()
+                raise self._refusal
             taken = self.pool.take(tries.avoid)
             if taken is not None:
                 return _Slot(*taken, self._timing.clock(), tries.is_suspect, tries.failed > 0)
@@ -239,7 +250,7 @@ class Transport:
             tokens = _FIXED_TOKENS + completion.usage.completion_tokens
             self.limiter.succeeded(slot.sent_at, completion.usage.seconds / tokens)
         self.pool.answered(slot.endpoint, slot.probe)
-        self._said_silence = False
+        self._said_silence, self._has_answered = False, True
 
     def _judge(self, reply: Reply | Failure, read: Reader, seconds: float) -> Completion | Failure:
         """The result of a reply for its request.
@@ -258,7 +269,8 @@ class Transport:
         words = f"{reply.shown} answered {reply.status}{said and f' ({said})'}"
         failure = failure_of(reply.status, reply.data, words, retry_after(reply.headers, self._timing.wall()))
         if failure is None:
-            raise self.refusal(reply)
+            self._refusal, self._refused_at = self.refusal(reply), self._timing.clock()
+            raise self._refusal
         return failure
 
     def _read(self, reply: Reply, read: Reader, seconds: float) -> Completion | Failure:

@@ -119,6 +119,21 @@ def test_a_request_without_an_answer_is_raised_when_the_others_have_theirs() -> 
     asyncio.run(asyncio.wait_for(main(), LONG))
 
 
+def test_a_refusal_after_an_answer_is_raised_when_the_others_have_theirs() -> None:
+    async def main() -> None:
+        gate, told = asyncio.Event(), []
+
+        async def refuse() -> Completion:
+            asyncio.get_running_loop().call_later(0, gate.set)
+            raise EngineRefused("no credit")
+
+        with pytest.raises(EngineRefused, match="no credit"):
+            await ask_all([refuse(), after(gate, "paid")], lambda _, completion: told.append(completion.text), lambda: True)
+        assert told == ["paid"]
+
+    asyncio.run(asyncio.wait_for(main(), LONG))
+
+
 def test_a_refusal_is_raised_at_once() -> None:
     async def main() -> None:
         with pytest.raises(EngineRefused):

@@ -11,6 +11,7 @@ from typing import TypeVar
 import anyio
 import msgspec
 import pytest
+from anyio.lowlevel import checkpoint
 
 from chainette import Chain, Step, register_engine
 from chainette.core.compile import compile_chain
@@ -18,7 +19,7 @@ from chainette.core.flow import frontier
 from chainette.core.plan import Plan
 from chainette.engine.base import Cause, Completion, Done, Engine, Finish, Request
 from chainette.engine.config import EngineRegistry, using_registry
-from chainette.errors import EngineUnavailable
+from chainette.errors import EngineRefused, EngineUnavailable
 from chainette.fleet.memory.memory_queue import MemoryQueue
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import Result, RootRecord
@@ -233,6 +234,28 @@ def test_an_engine_that_fails_midway_keeps_the_answers_that_it_told() -> None:
     worker = on(engine, scene)
     assert [rows for rows, _ in worker.committed()] == [["0", "1"]]
     assert [event.message for event in worker.noted(UnitRetried)] == ["gone"]
+
+
+def test_a_refusal_after_answers_lets_the_other_requests_of_its_unit_finish() -> None:
+    engine = Gated(wrong=["0"])
+    engine.failure = EngineRefused("no credit")
+
+    async def scene(worker: OneUnit) -> None:
+        engine.let(1, 2, 3, 4)
+        await until(lambda: worker.held.result is not None and len(worker.held.result.finished()) == 4)
+        engine.let(0)
+        engine.gates["0"] = asyncio.Event()  # the second ask about row 0 stays open
+        await until(lambda: "0/2" in engine.asked)
+        engine.let(ROWS - 1)
+        for _ in range(20):
+            await checkpoint()
+        engine.let(0)
+        await until(lambda: not worker.hands.claims)
+
+    worker = on(engine, scene)
+    assert [rows for rows, _ in worker.committed()] == [["0", "1", "2", "3", "4"]]
+    assert [event.message for event in worker.noted(UnitRetried)] == ["no credit"]
+    assert worker.noted(AnswersDiscarded) == []
 
 
 @pytest.mark.usefixtures("hurried")

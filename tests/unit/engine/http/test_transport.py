@@ -234,6 +234,33 @@ def test_a_refusal_cancels_the_other_requests(http: Http, serve: Any) -> None:
     run(main())
 
 
+def test_a_refusal_after_an_answer_cancels_no_other_request(http: Http, serve: Any) -> None:
+    async def main() -> None:
+        refused, told = asyncio.Event(), list[str]()
+
+        async def out_of_credit(asked: Any) -> web.Response:
+            if asked.text == "late":
+                asyncio.get_running_loop().call_later(0, refused.set)
+                return http.bad(402, "no credit")
+            if asked.text == "paid":
+                await refused.wait()
+            return http.good(asked.text)
+
+        async with serve(out_of_credit) as server:
+            engine = http.make(server.url, capacity=2)
+            await engine.open()
+            await engine.generate([http.ask("first")])
+            asks = [http.ask(text) for text in ("paid", "late", "waits for its turn")]
+            with pytest.raises(EngineRefused, match="no credit"):
+                await engine.generate(asks, lambda _, completion: told.append(completion.text))
+            assert [asked.text for asked in server.asked] == ["first", "paid", "late"]
+            await engine.generate([http.ask("later")])
+            await engine.close()
+        assert told == ["paid"]
+
+    run(main())
+
+
 def test_a_broken_connection_and_a_body_that_is_no_answer_are_tried_again(http: Http, serve: Any, fake_time: Any) -> None:
     async def main() -> None:
         async def clumsy(asked: Any) -> web.StreamResponse:
