@@ -212,8 +212,8 @@ async def _says_that_a_prompt_is_too_long(subject: Subject) -> None:
 
 
 async def _answers_the_neighbours_of_a_failure(subject: Subject) -> None:
-    before, _, behind = await subject.engine.generate([question("A red ball"), _endless(subject), question("A blue ball")])
-    for completion in (before, behind):
+    before, _, after = await subject.engine.generate([question("A red ball"), _endless(subject), question("A blue ball")])
+    for completion in (before, after):
         require(completion.finish is Finish.STOP, f"a neighbour ended with {completion.finish}: {completion.error}")
 
 
@@ -232,10 +232,10 @@ def _refused(subject: Subject) -> Request:
 
 async def _says_that_it_refuses(subject: Subject) -> None:
     asked = [question("A red ball"), _refused(subject), question("A blue ball")]
-    before, refused, behind = await subject.engine.generate(asked)
+    before, refused, after = await subject.engine.generate(asked)
     require(refused.finish is Finish.REFUSED, f"a refusal ended with {refused.finish}: {refused.error or refused.text[:80]!r}")
     require(refused.error, "the refusal has no error text")
-    for completion in (before, behind):
+    for completion in (before, after):
         require(completion.finish is Finish.STOP, f"a neighbour ended with {completion.finish}: {completion.error}")
 
 

@@ -28,7 +28,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def advice(unknown: Mapping[str, Any], known: Iterable[str], hints: Mapping[str, str], *, kind: str = "no parameter") -> str:
-    """Names the unknown arguments and says what to write instead.
+    """Names the unknown arguments, with the right form of each.
 
     A hint may contain `{value}`, or `{given}`, which stands for all arguments with that hint: for `temperature=0.2` and
     `top_p=0.9`, `sampling=SamplingParams({given})` gives one suggestion with both.

@@ -30,7 +30,7 @@ class Group(NamedTuple):
         return " and ".join(_maker(point) for point in entry_points(group=self.name, name=name))
 
     def load(self, name: str) -> tuple[Any, str]:
-        """The object behind a name, and a phrase that names its plugin in messages.
+        """The object with this name, and a phrase that names its plugin in messages.
 
         Raises:
             PluginError: no plugin has this name, two have it, or it cannot be imported.

@@ -66,7 +66,7 @@ def test_a_prompt_without_a_value_is_a_warning_wherever_the_chain_is_checked(pro
     for words in (["inspect", "chain.py"], ["run", "chain.py", "in.jsonl", "--limit", "1"]):
         done = project.chainette(*words)
         assert done.returncode == 0
-        assert "user_prompt: {text} is sent as it stands; write {{ text }} for the value" in done.stderr
+        assert "user_prompt: {text} is sent literally; write {{ text }} for the value" in done.stderr
 
 
 def test_a_chain_file_that_raises_is_said_with_its_line(project: Project) -> None:

@@ -40,7 +40,7 @@ def _single_braces(label: str, source: str, names: Collection[str]) -> list[str]
     if not found:
         return []
     wrong, right = ", ".join(found), ", ".join("{{ " + path + " }}" for path in found.values())
-    return [f"{label}: {wrong} is sent as it stands; write {right} for the value (in an f-string, with four braces)"]
+    return [f"{label}: {wrong} is sent literally; write {right} for the value (in an f-string, with four braces)"]
 
 
 def tag_hint(message: str, names: Collection[str]) -> str:

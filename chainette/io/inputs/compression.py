@@ -1,4 +1,4 @@
-"""Compressed inputs: gzip and zstd are unpacked, whatever the name of the file is."""
+"""Compressed inputs: gzip and zstd are unpacked, regardless of the name of the file."""
 
 from __future__ import annotations
 

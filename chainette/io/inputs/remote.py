@@ -1,7 +1,7 @@
 """Inputs at a URL: they are copied into the run directory, so that a resume reads the same bytes.
 
-A run that stops early copies only what it needs: a single text file as it is read (`remote_text.py`), or, of several files,
-only as many as have enough records.
+A run that stops early copies only the part that it needs: a single text file as it is read (`remote_text.py`), or, of
+several files, only as many as have enough records.
 """
 
 from __future__ import annotations

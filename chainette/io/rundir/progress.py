@@ -39,7 +39,7 @@ __all__ = ["EngineView", "NodeView", "Progress", "TotalView", "earlier_events", 
 #: The seconds over which rates are measured, and the seconds between two samples.
 _WINDOW = 30.0
 _SAMPLE = 0.25
-#: Seconds after which somebody who begins to watch is told the time that is left: rows become durable in groups.
+#: Seconds before the time left is shown to a new watcher, because rows become durable in groups.
 _SETTLED = 5.0
 
 

@@ -69,12 +69,12 @@ def test_a_prompt_that_mentions_no_value_is_named(user: str) -> None:
 @pytest.mark.parametrize(
     ("user", "said"),
     [
-        ("Sum up: {text}", "{text} is sent as it stands; write {{ text }}"),
-        ("Sum up: { text }", "{ text } is sent as it stands; write {{ text }}"),
-        ("Sum up: {first.text}", "{first.text} is sent as it stands; write {{ first.text }}"),
-        ("{text} of {{ title }}", "{text} is sent as it stands; write {{ text }}"),
-        ("{text}, {title}, {text}", "{text}, {title} is sent as it stands; write {{ text }}, {{ title }}"),
-        ("{ {text} }", "{text} is sent as it stands; write {{ text }}"),
+        ("Sum up: {text}", "{text} is sent literally; write {{ text }}"),
+        ("Sum up: { text }", "{ text } is sent literally; write {{ text }}"),
+        ("Sum up: {first.text}", "{first.text} is sent literally; write {{ first.text }}"),
+        ("{text} of {{ title }}", "{text} is sent literally; write {{ text }}"),
+        ("{text}, {title}, {text}", "{text}, {title} is sent literally; write {{ text }}, {{ title }}"),
+        ("{ {text} }", "{text} is sent literally; write {{ text }}"),
     ],
 )
 def test_a_name_in_single_braces_is_taken_for_a_value(user: str, said: str) -> None:
