@@ -148,6 +148,58 @@ def test_an_end_of_the_input_that_is_lost_while_nothing_moves_is_said_again(impa
     client.flushall()
 
 
+def spoil(client: Redis, field: str, value: str | int) -> bool:
+    """Overwrites a field of the run's record; whether it was there."""
+    [key] = keys(client, ADMITTED[0])
+    return client.hset(key, field, value) == 0
+
+
+#: A field of the run's record, a value that this process did not write, and the epoch that follows epoch 0.
+FOREIGN = [("owner", "x", 1), ("epoch", "x", 1), ("epoch", "1e300", 1), ("epoch", 2**50, 1), ("epoch", 500, 501)]
+
+
+@pytest.mark.parametrize(("field", "value", "epoch"), FOREIGN)
+def test_an_epoch_or_an_owner_of_nobody_costs_one_epoch(
+    impatient: Site, database: Database, monkeypatch: pytest.MonkeyPatch, field: str, value: str | int, epoch: int
+) -> None:
+    client = database.client
+    monkeypatch.setattr("chainette_workers.sink.drive._LOOK", 0.0)
+    with pytest.raises(RunStopped, match="enough"):
+        impatient.run(Losing(database.url, lambda client: spoil(client, field, value)))
+    [resumed] = impatient.events("run_resumed")
+    [key] = keys(client, ADMITTED[0])
+    assert (resumed["epoch"], client.hget(key, "epoch")) == (epoch, str(epoch).encode())
+    client.flushall()
+
+
+class Spoiling(Driven):
+    """A drive without workers. A field of the run's record is overwritten whenever nothing moves, a hundred times."""
+
+    def __init__(self, url: str, field: str, value: str | int) -> None:
+        super().__init__(url, window=2 * ROWS)
+        self.field, self.value, self.idle = field, value, 0
+
+    def tend(self, moved: bool) -> None:
+        self.idle += not moved
+        if not moved:
+            with connect(self.url) as client:
+                spoil(client, self.field, self.value)
+        if self.idle > 100:
+            raise RunStopped("enough for now")
+
+
+@pytest.mark.parametrize(("field", "value", "_epoch"), FOREIGN)
+def test_an_epoch_or_an_owner_of_nobody_costs_one_epoch_a_lease_however_often_it_comes(
+    impatient: Site, database: Database, monkeypatch: pytest.MonkeyPatch, field: str, value: str | int, _epoch: int
+) -> None:
+    monkeypatch.setattr("chainette_workers.sink.drive._LOOK", 0.0)
+    monkeypatch.setattr("chainette_workers.sink.damages.LEASE", 9e9)
+    with pytest.raises(RunStopped, match="enough"):
+        impatient.run(Spoiling(database.url, field, value))
+    assert len(impatient.events("run_resumed")) == 1
+    database.client.flushall()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("pattern", "loss"), crossed(AT_WORK, [*LOSSES], 8, 2))
 def test_a_key_that_is_lost_or_spoiled_while_workers_are_at_it_costs_no_row(

@@ -181,7 +181,9 @@ def test_an_epoch_is_installed_once_and_only_a_later_one_replaces_it(site: Site)
     assert [(info.run, info.epoch, info.state) for info in site.queue.runs()] == [("run-a", 0, "running")]
     claim = site.take()
     old = site.keys
+    assert site.queue.latest_epoch(old) == 0 and site.queue.latest_epoch(RunKeys("run-b", 0)) == -1
     site.raise_epoch()
+    assert site.queue.latest_epoch(old) == 1
     assert not site.commit(claim)
     refused(lambda: site.queue.read(old, (ANCHOR, "anchor-0")))
     refused(lambda: site.queue.end_of_input(old, 1))

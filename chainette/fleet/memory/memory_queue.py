@@ -89,6 +89,10 @@ class MemoryQueue(LeasedQueue):
         self._runs[run] = new
         self._changed()
 
+    def latest_epoch(self, keys: RunKeys) -> int:
+        known = self._runs.get(keys.run)
+        return known.keys.epoch if known else -1
+
     def attach(self, run: str, epoch: int, owner: str, position: tuple[str, str]) -> None:
         found = self._epoch(run, epoch)
         if found.damaged or found.stream.place(position) is None:

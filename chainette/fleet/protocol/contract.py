@@ -45,12 +45,17 @@ class LeasedQueue(ABC):
         self, run: str, epoch: int, owner: str, token: str, queues: Sequence[str], fields: Mapping[str, str | int | float]
     ) -> None:
         """Makes an epoch current; its stream begins with the anchor `(ANCHOR, token)`. Everything older is refused and
-        deleted.
+        deleted. An epoch that `latest_epoch` takes for garbage is replaced.
 
         Raises:
             Lost: this epoch has another owner or anchor, or a later epoch exists.
             Cancelled: the run was cancelled meanwhile.
         """
+
+    @abstractmethod
+    def latest_epoch(self, keys: RunKeys) -> int:
+        """The run's epoch in the queue, which may be later than that of the keys; -1 if there is none, or garbage: no process
+        can have begun it since then."""
 
     @abstractmethod
     def attach(self, run: str, epoch: int, owner: str, position: tuple[str, str]) -> None:

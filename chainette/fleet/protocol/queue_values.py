@@ -14,6 +14,7 @@ from chainette.records import Row, Unfinished, Unit
 
 __all__ = [
     "ANCHOR",
+    "FURTHEST_EPOCH",
     "LEASE",
     "AdmissionProgress",
     "AdmissionResult",
@@ -32,6 +33,9 @@ LEASE = 6.0
 
 #: Stream id of the anchor every epoch's stream begins with.
 ANCHOR = "0-1"
+
+#: The most epochs that may have begun in Redis since the log's last one; a later epoch is garbage (install.lua knows it too).
+FURTHEST_EPOCH = 1 << 20
 
 
 class Lost(Exception):

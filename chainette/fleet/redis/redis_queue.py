@@ -31,6 +31,7 @@ from chainette.fleet.protocol.messages import (
     open_message,
 )
 from chainette.fleet.protocol.queue_values import (
+    FURTHEST_EPOCH,
     LEASE,
     AdmissionProgress,
     AdmissionResult,
@@ -131,6 +132,19 @@ class FleetQueue(LeasedQueue):
         if reply[0] != b"OK":
             raise Lost(f"run {run}: epoch {epoch} is not newer than {reply[1]}")
         sweep(self._redis, run, before=epoch)
+
+    def latest_epoch(self, keys: RunKeys) -> int:
+        from redis import ResponseError
+
+        try:
+            found = count((cast("bytes | None", self._redis.hget(keys.state, "epoch")) or b"").decode("utf-8", "replace"))
+        except ValueError:
+            return -1
+        except ResponseError as error:
+            if not is_damage(error):
+                raise
+            return -1  # `install` deletes the key
+        return found if found <= keys.epoch + FURTHEST_EPOCH else -1
 
     def attach(self, run: str, epoch: int, owner: str, position: tuple[str, str]) -> None:
         self._expect("attach", run=run, epoch=epoch, owner=owner, id=position[0], token=position[1])

@@ -130,10 +130,10 @@ class RunWriter:
         for root in () if self._in_order is None else self._in_order.leave():
             self._roots.suspend(root)
 
-    def raise_epoch(self) -> None:
-        """Begins a new epoch with the next event, unless the last new epoch is not logged yet."""
+    def raise_epoch(self, known: int = -1) -> None:
+        """Begins an epoch, later than `known`, with the next event, unless the last new epoch is not logged yet."""
         self.readmit()
-        self._log.epoch = max(self._log.epoch, self.state.epoch + 1)
+        self._log.epoch = max(self._log.epoch, self.state.epoch + 1, known + 1)
 
     @property
     def budget(self) -> Budget | None:

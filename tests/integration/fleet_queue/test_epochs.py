@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from chainette.fleet.protocol.keys import RunKeys
+from chainette.fleet.protocol.keys import SPENT, RunKeys
 from chainette.fleet.protocol.queue_values import AdmissionResult, Asker, Cancelled, Lost
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Order, Role
@@ -59,6 +59,27 @@ def test_a_new_epoch_refuses_what_the_old_one_gave_out_and_keeps_nothing_of_it(r
     run.work_off()
     run.drain()
     assert rows_of(run, "first") == ["0", "1", "2", "3"] == rows_of(run, "second")
+
+
+@pytest.mark.parametrize("garbage", ["", "x", "-7", "0x1", "1e3", "nan", "inf", 2**20 + 1, 2**53, "9" * 40])
+def test_an_epoch_that_nobody_can_have_begun_is_replaced_and_takes_nothing_out_of_what_closed_runs_spent(
+    run: QueueRun, garbage: str | int
+) -> None:
+    run.client.hset(SPENT, "e1", "5 5 5 5")
+    run.client.hset(run.keys.state, mapping={"epoch": garbage, "used:e1": "2 2 2 2"})
+    assert run.queue.latest_epoch(run.keys) == -1
+    run.keys = RunKeys(run.keys.run, 1)
+    run.queue.install(run.keys.run, 1, run.owner, "anchor-1", run.queues, {"window": 8, "used:e1": "1 1 1 1"})
+    assert run.queue.latest_epoch(run.keys) == 1
+    assert run.client.hget(SPENT, "e1") == b"5 5 5 5"
+
+
+def test_a_later_epoch_is_not_replaced(run: QueueRun) -> None:
+    run.client.hset(run.keys.state, "epoch", 2**20)
+    assert run.queue.latest_epoch(run.keys) == 2**20
+    run.keys = RunKeys(run.keys.run, 1)
+    refused(run, run.install)
+    run.client.hset(run.keys.state, "epoch", 1)
 
 
 def test_an_epoch_without_a_budget_does_not_keep_that_of_the_epoch_before(run: QueueRun) -> None:

@@ -1,4 +1,5 @@
-"""Invalid data in Redis and lost units: each leads to a new epoch, but not without end."""
+"""Epochs that cannot go on, since Redis has invalid data, lost some, or was written by others: each leads to a new one, but
+not at once, and not without end."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ __all__ = ["Damages"]
 
 _log = logging.getLogger("chainette")
 
-#: The most new epochs in one session without a root that becomes complete in between.
+#: The most new epochs after damage without a root that becomes complete in between; the most times that the wait doubles.
 _MOST = 3
 
 #: Seconds between two looks while a new epoch waits.
@@ -25,31 +26,43 @@ _IDLE = 0.02
 
 @dataclass
 class Damages:
-    """The damages of one session so far."""
+    """The epochs of one session that could not go on."""
 
     #: Called while a new epoch waits.
     tend: Callable[[bool], None]
-    #: Damages since the last time that a root became complete, and the end of the wait for the next one.
-    _number: int = 0
+    #: Their number since the last time that a root became complete, and how many of them were damaged.
+    _epochs: int = 0
+    _damages: int = 0
+    #: The end of the wait for the next one.
     _until: float = 0.0
     #: The number of complete roots at the last one.
     _done: int = -1
 
-    def wait(self, error: ChainetteError, done: int) -> None:
-        """Waits until the next epoch may replace the damaged one: a lease at first, twice as long each time. `done` is the
-        number of complete roots.
+    def wait_after_damage(self, error: ChainetteError, done: int) -> None:
+        """As `wait`, but not without end.
 
         Raises:
             RunStopped: too many epochs have failed in a row.
         """
-        self._number = self._number + 1 if done == self._done else 1
-        self._done = done
-        if self._number > _MOST:
+        self._look(done)
+        self._damages += 1
+        if self._damages > _MOST:
             raise RunStopped(f"given up after {_MOST} new epochs: {error}")
+        self.wait(str(error), done)
+
+    def wait(self, why: str, done: int) -> None:
+        """Waits until another epoch may begin: not the first time, then for a lease after the last one, then twice as long
+        each time. `done` is the number of complete roots."""
+        self._look(done)
+        self._epochs += 1
         moved = False
         while time.monotonic() < self._until:
             anyio.from_thread.check_cancelled()
             time.sleep(_IDLE)
             self.tend(moved)
-        self._until = time.monotonic() + LEASE * 2 ** (self._number - 1)
-        _log.warning("a new epoch begins: %s", error)
+        self._until = time.monotonic() + LEASE * 2 ** min(self._epochs - 1, _MOST)
+        _log.warning("a new epoch begins: %s", why)
+
+    def _look(self, done: int) -> None:
+        if done != self._done:
+            self._epochs, self._damages, self._done = 0, 0, done

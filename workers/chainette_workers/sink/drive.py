@@ -167,9 +167,10 @@ class DriveLoop:
                 if self._is_cancelled(sink):
                     raise self._cancelled(sink) from error
                 continue
-            except Lost:
+            except Lost as error:
                 self._yield_to_another(sink)
-                begin = sink.raise_epoch
+                self._damages.wait(f"Redis does not continue the log of run {sink.run} ({error})", self._done)
+                self._moved_at, begin = time.monotonic(), sink.raise_epoch
                 continue
             except (BadMessage, NotFinished) as error:
                 self._put_aside(sink, error)
@@ -209,7 +210,7 @@ class DriveLoop:
 
     def _wait_out(self, error: ChainetteError) -> None:
         """Waits until a new epoch may replace one that is damaged."""
-        self._damages.wait(error, self._done)
+        self._damages.wait_after_damage(error, self._done)
         self._moved_at = time.monotonic()
 
     def _rest(self, sink: Sink, began: float, moved: bool, trouble: redis.RedisError | None) -> None:

@@ -114,19 +114,19 @@ class Sink:
 
     def raise_epoch(self, expected: int | None) -> None:
         """Begins an epoch, in the log before Redis: rows that are not durable will be admitted again. May be repeated if
-        Redis did not answer."""
-        while True:
-            if not self._installing:
-                self._log_epoch(expected)
-            try:
-                self.queue.install(
-                    self.run, self.writer.epoch, self.owner, self._installing, self.queues, self._fields(expected)
-                )
-            except Lost:
-                self._installing = ""  # Redis is further
-                continue
+        Redis did not answer.
+
+        Raises:
+            Lost: another sink has just begun one.
+        """
+        if not self._installing:
+            self._log_epoch(expected)
+        try:
+            self.queue.install(self.run, self.writer.epoch, self.owner, self._installing, self.queues, self._fields(expected))
+        except Lost:
             self._installing = ""
-            return
+            raise
+        self._installing = ""
 
     def _fields(self, expected: int | None) -> dict[str, str | int | float]:
         """The run's record in Redis: all that workers need, and the numbers from which progress is counted."""
@@ -143,7 +143,7 @@ class Sink:
         token = secrets.token_hex(8)
         anchor = (ANCHOR, token)
         if self.writer.state.started_at:
-            self.writer.raise_epoch()
+            self.writer.raise_epoch(self.queue.latest_epoch(self.keys))
             self._say([self._resumed(expected, anchor, self._changed_graph())])
         else:
             self._say([RunStarted(expected=expected, anchor=anchor, **self.writer.charged)])

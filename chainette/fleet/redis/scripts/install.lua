@@ -5,7 +5,9 @@ whole(A.epoch, 'epoch'); need(A.owner, 'string', 'owner'); need(A.token, 'string
 strings(A.queues, 'queues'); scalars(A.fields, 'fields'); whole(A.fields.window, 'window')
 if redis.call('HGET', key, 'state') == 'cancelled' then return {'CANCELLED'} end
 local stream = prefix_of(A.run, A.epoch) .. 'stream'
-local known = tonumber(redis.call('HGET', key, 'epoch') or -1) or -1
+local found = redis.call('HGET', key, 'epoch')
+local known = found and #found < 16 and string.match(found, '^%d+$') and tonumber(found) or -1
+if known >= A.epoch + 2^20 then known = -1 end -- garbage, as in FleetQueue.latest_epoch
 if known == A.epoch and redis.call('HGET', key, 'owner') == A.owner then
   local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
   if first and first[2][2] == A.token then return {'OK', A.epoch} end -- the same call, repeated after a lost reply
@@ -27,7 +29,7 @@ end
 for name, words in pairs(A.fields) do
   if name == 'used' or string.sub(name, 1, 5) == 'used:' then
     local used, before, engine = amounts_of(words), amounts_of(redis.call('HGET', key, name)), string.sub(name, 6)
-    if engine ~= '' and known < 0 and A.epoch > 0 then -- it was closed before, and counts among the live ones again
+    if engine ~= '' and not found and A.epoch > 0 then -- it was closed before, and counts among the live ones again
       local closed = amounts_of(redis.call('HGET', CLOSED, engine))
       if #closed == 4 then redis.call('HSET', CLOSED, engine, amount_words(added(closed, used, -1))) end
     end
