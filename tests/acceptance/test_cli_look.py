@@ -7,6 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from chainette import open_run
@@ -273,6 +275,18 @@ def test_records_of_a_csv_input_are_printed_as_csv(tmp_path: Path) -> None:
     printed = project.chainette("rejected", "out", "--records")
     assert printed.stdout == 'id,body\n1,a\n2,"b\nc"\n'
     assert "chain.py:chain rejected.csv --columns text=body --reuse out" in printed.stderr
+
+
+def test_records_come_as_they_were_written_and_without_what_json_cannot_hold(tmp_path: Path) -> None:
+    project = Project(tmp_path, invalid=1.0)
+    line = '{"text":"a","exact":12345678901234567890.12345678901234567890,"text":"b"}'
+    (tmp_path / "in.json").write_text("[" + line.replace(",", ",\n  ") + "]")
+    project.chainette("run", "chain.py", "in.json", "-o", "json", "--quiet")
+    assert project.chainette("rejected", "json", "--records").stdout == line + "\n"
+    table = pa.table({"text": ["a"], "image": [b"\xff\xd8"], "name": [b"ab"], "score": [float("nan")]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    project.chainette("run", "chain.py", "in.parquet", "-o", "parquet", "--quiet")
+    assert project.chainette("rejected", "parquet", "--records").stdout == '{"text":"a","name":"ab","score":"NaN"}\n'
 
 
 def test_why_shows_the_prompt_and_the_answer_that_was_rejected_before_a_retry(tmp_path: Path) -> None:

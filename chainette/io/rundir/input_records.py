@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Collection, Iterator
-from io import StringIO
 from typing import Any
 
 import msgspec
 from pydantic_core import to_json
 
+from chainette.io.inputs.delimited import format_cells
 from chainette.io.inputs.locate import open_input
 from chainette.io.inputs.readers import InputFile, Record
 from chainette.io.inputs.same_input import require_same_input
@@ -48,17 +47,19 @@ def same_input_of(run: RunDir, state: RunState) -> InputFile:
 def record_lines(run: RunDir, state: RunState, numbers: Collection[int]) -> Iterator[str]:
     """The records with these numbers in the order of the input, as lines of a file of `kind_of_records`.
 
+    JSON comes as it was written. Of Parquet, cells of bytes that are no text are left out, since JSON has none.
+
     Raises:
         InputError: the input is missing, or no longer the one that the run read.
     """
     source = same_input_of(run, state)
-    found = (fields for record in _chosen(source, numbers) if (fields := fields_of(record)) is not None)
+    found = ((record, fields) for record in _chosen(source, numbers) if (fields := fields_of(record)) is not None)
     if kind_of_records(state) == "jsonl":
-        yield from (to_json(fields).decode() for fields in found)
+        yield from (_json_line(record, fields) for record, fields in found)
         return
     columns = source.columns() or []
-    yield _csv_line(columns)
-    yield from (_csv_line([fields.get(column, "") for column in columns]) for fields in found)
+    yield format_cells(columns).removesuffix("\n")
+    yield from (format_cells(map(fields.get, columns)).removesuffix("\n") for _, fields in found)
 
 
 def _chosen(source: InputFile, numbers: Collection[int]) -> Iterator[Record]:
@@ -70,10 +71,19 @@ def _chosen(source: InputFile, numbers: Collection[int]) -> Iterator[Record]:
             return
 
 
-def _csv_line(cells: list[str]) -> str:
-    line = StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue().removesuffix("\n")
+def _json_line(record: Record, fields: dict[str, Any]) -> str:
+    if not isinstance(record.data, dict):
+        return msgspec.json.format(record.data, indent=-1).decode()
+    text = {name: value for name, value in fields.items() if not isinstance(value, bytes) or _is_text(value)}
+    return to_json(text, inf_nan_mode="strings").decode()
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def fields_of(record: Record) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 import msgspec
 
 from chainette.io.rundir.result import RunResult
-from chainette.records import row_order
+from chainette.records import record_of, row_order
 
 __all__ = ["ChangedRow", "Comparison", "compare"]
 
 _Row = dict[str, Any]
 #: Columns that distinguish rows; other columns that begin with `_` describe the answers and are not part of them.
-_KEY, _ROUND = "_key", "_round"
+_ID, _KEY, _ROUND = "row_id", "_key", "_round"
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 
@@ -51,20 +52,26 @@ class Comparison:
 
 
 def compare(first: RunResult, second: RunResult, step: str = "flattened") -> Comparison:
-    """Matches rows by `_key` if both runs have that column, otherwise by `row_id` and `_round`, and compares their values.
+    """Matches rows and compares their values.
 
-    Columns that begin with `_` (attempts, reasoning, cost) are not compared. Memory holds 16 bytes and the name of each
-    row, and all of the changed rows.
+    They are matched by `_key` (and by the rest of their `row_id` behind that of their record) if both runs have that column
+    and no two records of a run share a key; otherwise by `row_id`; and by `_round`. Columns that begin with `_` (attempts,
+    reasoning, cost) are not compared. Memory holds 16 bytes and the name of each row, and all of the changed rows.
 
     Raises:
         RunDirectoryError: a run has no rows of that step.
         DamagedRun: a shard does not hold the bytes that were written.
     """
-    by = _KEY if all(_has_keys(run, step) for run in (first, second)) else "row_id"
-    digests = {_name(row, by): _digest(row, by) for row in first.rows(step)}
+    if all(_KEY in next(run.rows(step), {}) for run in (first, second)):
+        with suppress(_SharedKey):
+            return _compared(first, second, step, _KEY)
+    return _compared(first, second, step, _ID)
+
+
+def _compared(first: RunResult, second: RunResult, step: str, by: str) -> Comparison:
+    digests = {name: _digest(row, by) for name, row in _named(first.rows(step), by)}
     equal, only_second, changed = 0, [], dict[str, _Row]()
-    for row in second.rows(step):
-        name = _name(row, by)
+    for name, row in _named(second.rows(step), by):
         before = digests.pop(name, None)
         if before is None:
             only_second.append(name)
@@ -83,18 +90,35 @@ def compare(first: RunResult, second: RunResult, step: str = "flattened") -> Com
     )
 
 
-def _has_keys(run: RunResult, step: str) -> bool:
-    return _KEY in next(run.rows(step), {})
+class _SharedKey(Exception):
+    """A key that is null, or that two records have."""
+
+
+def _named(rows: Iterable[_Row], by: str) -> Iterator[tuple[str, _Row]]:
+    """The rows with their names.
+
+    Raises:
+        _SharedKey: the names are keys, and do not distinguish the rows.
+    """
+    seen: set[str] = set()
+    for row in rows:
+        name = _name(row, by)
+        if by == _KEY:
+            if row[_KEY] is None or name in seen:
+                raise _SharedKey
+            seen.add(name)
+        yield name, row
 
 
 def _name(row: _Row, by: str) -> str:
+    below = row[_ID].removeprefix(record_of(row[_ID])) if by == _KEY else ""
     turn = f" round {row[_ROUND]}" if row.get(_ROUND) is not None else ""
-    return f"{row[by]}{turn}"
+    return f"{row[by]}{below}{turn}"
 
 
 def _values(row: _Row, by: str) -> _Row:
     """The values to be compared, without ids if rows are matched by key, since ids may differ then."""
-    return {name: value for name, value in row.items() if not name.startswith("_") and name not in (by, "row_id")}
+    return {name: value for name, value in row.items() if not name.startswith("_") and name not in (by, _ID)}
 
 
 def _digest(row: _Row, by: str) -> bytes:

@@ -67,7 +67,8 @@ def story_of(run: RunDir, row_id: str) -> RowStory:
     state, lines = read_lines(run)
     root = state.roots.root_of(int(record_of(row_id)))
     outcomes = sorted(_outcomes(run, state, lines.of(root), row_id), key=_order(state))
-    if not any(outcome.row_id == row_id for outcome in outcomes) and (state.roots.is_done(root) or "~" in row_id):
+    known = any(owner_of(outcome.row_id, {row_id}) is not None for outcome in outcomes)
+    if not known and (state.roots.is_done(root) or "~" in row_id):
         raise RunDirectoryError(_no_row(run, state, row_id))
     place, record = _record(run, state, int(record_of(row_id)))
     if not place and not outcomes:
