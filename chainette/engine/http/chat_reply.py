@@ -11,7 +11,7 @@ import msgspec
 
 from chainette.engine.base import Completion, Delta, Finish
 from chainette.engine.http import reply_fields as fields
-from chainette.engine.http.error_replies import NoAnswer, finish_said, first_words
+from chainette.engine.http.error_replies import NoAnswer, finish_said, words_of
 from chainette.engine.http.reply_fields import Object
 from chainette.engine.http.server_events import Events, lines_of
 from chainette.engine.http.usual_reply import usual_reply
@@ -174,7 +174,7 @@ class _Answer:
         if holds_object(text) or (self._ended and not self._reason and text.strip()):
             return Finish.STOP
         if self._reason:
-            raise NoAnswer(f"it ended as {self._reason[:_LONGEST_NAME]!r}")
+            raise NoAnswer(f"it ended as {self._reason!r}")
         raise NoAnswer("it ended before the answer did" if self._has_message else "no message in it")
 
 
@@ -193,7 +193,7 @@ def _failed(error: bytes, usage: Usage) -> Completion:
     Raises:
         NoAnswer: it may succeed at another try.
     """
-    words = _whole(first_words(error))
+    words = _whole(words_of(error))
     finish = finish_said(words)
     if finish is None:
         raise NoAnswer(f"an error: {words}")

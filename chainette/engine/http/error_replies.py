@@ -14,7 +14,7 @@ import msgspec
 
 from chainette.engine.base import Cause, Completion, Finish
 
-__all__ = ["Failure", "Fault", "NoAnswer", "completion_of", "failure_of", "finish_said", "first_words"]
+__all__ = ["Failure", "Fault", "NoAnswer", "completion_of", "failure_of", "finish_said", "shortened", "words_of"]
 
 #: Characters of a server's words that are shown, and bytes of an error that are searched and decoded.
 _MOST_WORDS, _MOST_BYTES = 500, 1 << 16
@@ -118,13 +118,18 @@ class Failure:
         return self.fault in (Fault.BUSY, Fault.OVERLOADED, Fault.TIMEOUT)
 
 
-def first_words(data: bytes) -> str:
-    """The text of an error body, on one line, shortened."""
+def words_of(data: bytes) -> str:
+    """The text of an error body, uncut: it may quote a key, and only a whole key can be hidden."""
     try:
         found = _words(msgspec.json.decode(data)) if len(data) <= _MOST_BYTES else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         found = None
-    line = " ".join((found or _decoded(data)).split())
+    return found or data.decode(errors="replace")
+
+
+def shortened(words: str) -> str:
+    """Words whose secrets are hidden, on one line of limited length."""
+    line = " ".join(words[:_MOST_BYTES].split())
     return line if len(line) <= _MOST_WORDS else line[:_MOST_WORDS] + "..."
 
 

@@ -18,7 +18,7 @@ from chainette.engine.config import EngineConfig
 from chainette.engine.http.carrier import OnLine
 from chainette.engine.http.client import Client, Reply
 from chainette.engine.http.endpoints import BasePath, Endpoint, Pool, shown
-from chainette.engine.http.error_replies import Failure, Fault, NoAnswer, completion_of, failure_of, first_words
+from chainette.engine.http.error_replies import Failure, Fault, NoAnswer, completion_of, failure_of, shortened, words_of
 from chainette.engine.http.http_options import HttpOptions
 from chainette.engine.http.limiter import Limiter
 from chainette.engine.http.retry_after import retry_after
@@ -176,9 +176,9 @@ class Transport:
 
     def refusal(self, reply: Reply) -> EngineRefused:
         """The error for a status every request would get. Omits the text of a 401, which often quotes the key."""
-        said = "" if reply.status == 401 else self._client.hide(first_words(reply.data))
-        location = reply.headers.get("location", "").partition("?")[0]
-        moved = f" and points to {self._client.hide(location)}" if location else ""
+        said = "" if reply.status == 401 else self._words(reply)
+        location = self._client.hide(reply.headers.get("location", "")).partition("?")[0]
+        moved = f" and points to {location}" if location else ""
         return EngineRefused(
             f"engine {self._config.name!r}: {reply.shown} answered {reply.status}{moved}{said and f' ({said})'}; "
             f"{self._protocol.refusal_hint(reply.status)}"
@@ -262,7 +262,7 @@ class Transport:
             return reply
         if 200 <= reply.status < 300:
             return self._read(reply, read, seconds)
-        said = self._client.hide(first_words(reply.data))
+        said = self._words(reply)
         completion = completion_of(reply.status, reply.data, said)
         if completion is not None:
             return completion
@@ -277,8 +277,8 @@ class Transport:
         try:
             completion = read(reply.data, seconds)
         except NoAnswer as error:
-            said = self._client.hide(f"{error}: {first_words(reply.data)}")
-            return Failure(Fault.BROKEN, f"{reply.shown} gave no usable answer ({said})")
+            said = shortened(self._client.hide(str(error)))
+            return Failure(Fault.BROKEN, f"{reply.shown} gave no usable answer ({said}: {self._words(reply)})")
         if completion.error:
             completion = msgspec.structs.replace(completion, error=self._client.hide(completion.error))
         return completion
@@ -348,7 +348,10 @@ class Transport:
         return "; ".join(check.words if isinstance(check, Failure) else self._answer(check) for check in checks)
 
     def _answer(self, reply: Reply) -> str:
-        return f"{reply.shown} answered {reply.status} ({self._client.hide(first_words(reply.data))})"
+        return f"{reply.shown} answered {reply.status} ({self._words(reply)})"
+
+    def _words(self, reply: Reply) -> str:
+        return shortened(self._client.hide(words_of(reply.data)))
 
     @property
     def endpoints(self) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Coroutine
+import json
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -64,6 +65,46 @@ def test_no_secret_is_ever_said(
         assert engine.describe()["endpoints"] == [server.url + "/v1"]
         for secret in SECRETS:
             assert secret not in said
+
+    run(main())
+
+
+def _filled(text: str, secret: str) -> str:
+    return f"{text:x<490} {secret}"
+
+
+CUT_BODIES = {
+    "an error": lambda secret: {"error": {"message": _filled("no", secret)}},
+    "an error about the request": lambda secret: {"error": _filled("blocked by the content filter", secret)},
+    "an unknown end": lambda secret: {"choices": [{"message": {"content": "{"}, "finish_reason": f"{'x' * 190}{secret}"}]},
+    "no JSON": lambda secret: _filled("<html>", secret),
+    "a large body": lambda secret: "<html>" + " " * ((1 << 16) - 16) + secret,
+}
+
+
+@pytest.mark.parametrize("status", [400, 402, 403, 429, 500, 301, 200])
+@pytest.mark.parametrize("body", CUT_BODIES.values(), ids=CUT_BODIES)
+def test_no_part_of_a_secret_is_said_when_a_long_reply_is_shortened(
+    http: Http, serve: Any, status: int, body: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("T_KEY", SECRETS[0])
+
+    async def main() -> None:
+        async def tell_tale(asked: Any) -> web.Response:
+            told = body(asked.headers["Authorization"].removeprefix("Bearer "))
+            text = told if isinstance(told, str) else json.dumps(told)
+            location = {"Location": f"https://elsewhere.example/{SECRETS[0]}"} if status == 301 else {}
+            return web.Response(text=text, status=status, headers=location)
+
+        async with serve(tell_tale) as server:
+            engine = http.make(server.url, api_key_env="T_KEY", max_retries=0)
+            await engine.open()
+            try:
+                said = repr(await engine.generate([http.ask()]))
+            except EngineRefused as error:
+                said = str(error)
+            await engine.close()
+        assert SECRETS[0][:8] not in said
 
     run(main())
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from chainette.engine.base import Cause, Finish
-from chainette.engine.http.error_replies import Fault, completion_of, failure_of, first_words
+from chainette.engine.http.error_replies import Fault, completion_of, failure_of, shortened, words_of
 
 TOO_LONG = {
     "OpenAI": "This model's maximum context length is 8192 tokens. However, your messages resulted in 9001 tokens.",
@@ -136,12 +136,12 @@ def test_load_is_told_from_failure(status: int, fault: Fault) -> None:
     ],
 )
 def test_the_words_of_an_error_are_found_where_servers_put_them(body: object, words: str) -> None:
-    assert first_words(json.dumps(body).encode()) == words
+    assert shortened(words_of(json.dumps(body).encode())) == words
 
 
 @pytest.mark.parametrize(
     "data", [b'{"error":' * 100_000 + b"1" + b"}" * 100_000, b"[" * 1000 + b"]" * 1000, b"\xff\xfe", b"x" * (64 << 20), b""]
 )
 def test_any_error_body_has_first_words(data: bytes) -> None:
-    assert len(first_words(data)) <= 503
+    assert len(shortened(words_of(data))) <= 503
     assert completion_of(400, data, "words") is not None
