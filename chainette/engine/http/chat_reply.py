@@ -139,7 +139,9 @@ class _Answer:
 
     def _take(self, document: Object, *, streamed: bool) -> None:
         self.model = _model_name(fields.word(document.get("model")) or self.model)
-        self._tokens = fields.tokens(document) or self._tokens
+        tokens = fields.tokens(document)
+        if tokens is not None and any(tokens):
+            self._tokens = tokens
         self._ended = self._ended or document.get("done") is True
         choice = _choice(document, streamed=streamed) or {}
         self._error = self._error or fields.error(document.get("error") or choice.get("error"))

@@ -307,9 +307,10 @@ def test_the_pieces_of_a_streamed_answer_are_told_as_they_come(name: str) -> Non
     assert told(STREAMS[name]) == Delta(GOOD)
 
 
-def test_the_usage_of_a_stream_is_the_last_one_told() -> None:
+@pytest.mark.parametrize("last", [None, {}, {"prompt_tokens": 0, "completion_tokens": 0}, {"cost": 0.1}])
+def test_the_usage_of_a_stream_is_the_last_one_told(last: Any) -> None:
     counts = [{"usage": {"prompt_tokens": 4, "completion_tokens": number}} for number in (1, 2)]
-    assert read(stream(*PIECES, *counts, {"usage": None}), 0.0).completion.usage == Usage(1, 4, 2, 0.0)
+    assert read(stream(*PIECES, *counts, {"choices": [], "usage": last}), 0.0).completion.usage == Usage(1, 4, 2, 0.0)
 
 
 BROKEN_STREAMS: dict[str, bytes] = {
