@@ -14,6 +14,8 @@ __all__ = ["JsonFile", "values"]
 _BLOCK = 1 << 18
 #: A complete string, a bracket, or the quote of a string whose end has not been read.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{}]', re.DOTALL)
+#: Text without a comma outside its strings; the last string may lack its end.
+_PIECE = re.compile(rb'(?:"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[^",]++)++', re.DOTALL)
 #: Bytes that may occur between two values.
 _BETWEEN = b" \t\r\n,\xef\xbb\xbf"
 
@@ -72,7 +74,7 @@ class _Cutter:
         if self._depth > self._base:
             self._drop_excess()
         else:
-            yield from self._between(self._rest.rfind(b",", self._start, self._at))
+            yield from self._between(self._last_piece())
 
     def end(self) -> Iterator[Line]:
         """The remaining values at the end of the file."""
@@ -117,12 +119,19 @@ class _Cutter:
         """Text between values that is not an object (numbers, strings, garbage); each piece is a bad record."""
         if end <= self._start:
             return
-        for piece in self._rest[self._start : end].split(b","):
+        for piece in _PIECE.findall(self._rest, self._start, end):
             found = piece.strip(_BETWEEN)
             if found:
                 yield Line(self._line + piece[: piece.index(found)].count(b"\n"), found[:KEPT])
             self._line += piece.count(b"\n")
         self._start = end
+
+    def _last_piece(self) -> int:
+        """The start of the piece that may go on in the next block."""
+        start = self._start
+        for piece in _PIECE.finditer(self._rest, self._start, self._at):
+            start = piece.start()
+        return start
 
     def _skip(self, end: int) -> None:
         self._line += self._rest.count(b"\n", self._start, end)

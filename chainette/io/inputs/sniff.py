@@ -109,7 +109,7 @@ def _is_spread(text: bytes, whole: bool) -> bool:
     first = first.strip()
     if text.startswith(b"["):
         found = _decoded(first)
-        return not isinstance(found, list) or all(isinstance(member, dict) for member in found)
+        return not isinstance(found, list) or not found or any(isinstance(member, dict) for member in found)
     if isinstance(_decoded(first), dict) or not (others or whole):
         return False
     value = next(_values(text), b"")

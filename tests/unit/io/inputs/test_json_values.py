@@ -88,7 +88,7 @@ def test_an_empty_array_holds_no_records(tmp_path: Path, text: str) -> None:
 
 
 def test_values_are_the_same_wherever_a_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = json.dumps(_ODD, indent=1).encode() + b'\n7, "x", {"text": "\\\\"}\n}\n'
+    data = json.dumps(_ODD, indent=1).encode() + b'\n7, "x,\\", y", {"text": "\\\\"}\n}\n'
     whole = list(values(io.BytesIO(data), 1000))
     assert [line.number for line in whole] == [2, 14, 17, 18, 22, 22, 22, 23]
     for block in range(1, 40):
@@ -97,12 +97,19 @@ def test_values_are_the_same_wherever_a_block_ends(monkeypatch: pytest.MonkeyPat
 
 
 def test_members_that_are_not_objects_are_rejected_one_by_one(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text('[{"text": "a"}, 1, null, "x", [2, 3], nope, {"text": "b"}]')
+    (tmp_path / "a.json").write_text('[{"text": "a"}, 1, null, "x, \\", y", [2, 3], nope, {"text": "b"}]')
     kind = "expected a JSON object, but this line is of type "
     first, number, null, text, array, garbage, last = _read(tmp_path / "a.json")
     assert [first, last] == ["a", "b"]
     assert [number, null, text, array] == [kind + "int", kind + "null", kind + "str", kind + "array"]
     assert garbage.startswith("not JSON")
+
+
+@pytest.mark.parametrize("rows", [1, 20_000])
+def test_a_member_that_is_not_an_object_costs_no_other_one_however_large_the_array_is(tmp_path: Path, rows: int) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "a"}] * rows + [None]))
+    *good, null = _read(tmp_path / "a.json")
+    assert good == ["a"] * rows and null.endswith("of type null")
 
 
 def test_an_array_that_is_cut_off_is_reported(tmp_path: Path) -> None:
