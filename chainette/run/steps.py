@@ -263,14 +263,17 @@ class Asking:
         row_id = ask.row.row_id
         counts = self.evidence.failed(row_id, request, completion)
         failures = ask.before.failures + counts
+        usage = ask.before.usage + completion.usage
         if self.evidence.convicts(row_id, failures):
-            usage, raw = ask.before.usage + completion.usage, completion.text or None
+            raw = completion.text or None
             self.result.reject(ask.row, Reason.ENGINE_ERROR, completion.error, ask.number, raw, usage)
             if self.sharing is not None:
                 self.sharing.settle(ask, BadAnswer(Reason.ENGINE_ERROR, completion.error))
         else:
             tries, by = ask.before.tries + 1, completion.by
-            before = msgspec.structs.replace(ask.before, failures=failures, tries=tries, by=by)
+            is_billed = completion.usage.prompt_tokens or completion.usage.completion_tokens
+            spent = usage if is_billed else ask.before.usage
+            before = msgspec.structs.replace(ask.before, failures=failures, usage=spent, tries=tries, by=by)
             self.result.unfinished[row_id] = before
             self._failed[row_id] = completion
             if self.sharing is not None:

@@ -58,18 +58,18 @@ class Payments:
             self.stop()
         if row == "probe":
             return self.pay("no JSON")
-        kind = int(row) % 7  # 1: asked twice, 3: fails once, 4: asked twice and then fails for ever
+        kind = int(row) % 7  # 1: asked twice, 3: fails once, 4: asked twice and then paid in vain for ever
         self.tries[row] += 1
         if kind == 3 and self.tries[row] == 1:
             raise EngineUnavailable("503, once")
         if kind == 4 and ask_of(request) > 1:
-            return Completion("", Finish.FAILED, error="500", cause=Cause.BROKEN)
+            return self.pay("", Finish.FAILED)
         bad = (kind in (1, 4) and ask_of(request) == 1) or (self.end == "rejects" and self.is_over)
         return self.pay("no JSON" if bad else '{"text": "ok"}')
 
-    def pay(self, text: str) -> Completion:
+    def pay(self, text: str, finish: Finish = Finish.STOP) -> Completion:
         self.paid += 1
-        return Completion(text, usage=PAID)
+        return Completion(text, finish, usage=PAID, error="it broke off", cause=Cause.BROKEN)
 
     def stop(self) -> None:
         match self.end:

@@ -55,14 +55,15 @@ def read(data: bytes, seconds: float) -> Reading:
     usual = usual_reply(data, seconds)
     if usual is not None and fields.BROKEN not in usual[0].text:
         return Reading(usual[0], _model_name(usual[1]))
+    answer = _Answer()
     try:
-        answer = _Answer()
         answer.take_all(data.removeprefix(_BYTE_ORDER_MARK).lstrip())
         return Reading(answer.completion(seconds), answer.model)
     except RecursionError:
-        raise NoAnswer("nested too deep") from None
-    except msgspec.DecodeError as error:
-        raise NoAnswer(str(error)) from None
+        words = "nested too deep"
+    except (msgspec.DecodeError, NoAnswer) as error:
+        words = str(error)
+    raise NoAnswer(words, answer.usage(seconds) if any(answer.tokens) else Usage())
 
 
 class Pieces:
@@ -92,7 +93,7 @@ class _Answer:
         self._refusal: list[str] = []
         #: Tool calls by their index: the pieces of their arguments.
         self._calls: dict[int, list[str]] = {}
-        self._tokens = fields.TokenCounts()
+        self.tokens = fields.TokenCounts()
         self._error = b""
         #: Why the answer ended, in the server's words.
         self._reason = ""
@@ -115,14 +116,16 @@ class _Answer:
         for document in events.end():
             self._take(document, streamed=True)
 
+    def usage(self, seconds: float) -> Usage:
+        return Usage(1, self.tokens.prompt, self.tokens.answer, seconds, cached_tokens=self.tokens.cached)
+
     def completion(self, seconds: float) -> Completion:
         """Judges the answer.
 
         Raises:
             NoAnswer: there is none, or not all of it.
         """
-        tokens = self._tokens
-        usage = Usage(1, tokens.prompt, tokens.answer, seconds, cached_tokens=tokens.cached)
+        usage = self.usage(seconds)
         text, thoughts = self._answer()
         finish = _FINISHES.get(_BETWEEN_WORDS.sub("_", self._reason.lower()).strip("_").removeprefix("finish_reason_"))
         refusal = _whole("".join(self._refusal)).strip()
@@ -141,7 +144,7 @@ class _Answer:
         self.model = _model_name(fields.word(document.get("model")) or self.model)
         tokens = fields.tokens(document)
         if tokens is not None and any(tokens):
-            self._tokens = tokens
+            self.tokens = tokens
         self._ended = self._ended or document.get("done") is True
         choice = _choice(document, streamed=streamed) or {}
         self._error = self._error or fields.error(document.get("error") or choice.get("error"))

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from chainette.engine.base import Cause, Completion, Finish
+from chainette.records import Usage
 
 __all__ = ["Failure", "Fault", "NoAnswer", "completion_of", "failure_of", "finish_said", "shortened", "words_of"]
 
@@ -60,9 +61,16 @@ _TOO_LARGE = re.compile(r"request too large|larger than (the|your) .{0,40}limit"
 #: Statuses of a gateway when the server behind it is starting, ending or slow.
 _GATEWAY = frozenset({502, 503, 504, 529})
 
+_NOTHING = Usage()
+
 
 class NoAnswer(Exception):
     """A body without a usable answer, although the status promises one."""
+
+    def __init__(self, words: str, usage: Usage = _NOTHING) -> None:
+        super().__init__(words)
+        #: The cost, if the body states its tokens.
+        self.usage = usage
 
 
 class Fault(StrEnum):
@@ -93,6 +101,8 @@ class Failure:
     retry_after: float | None = None
     #: The HTTP status; 0 if there was no complete reply.
     status: int = 0
+    #: The cost of an unusable answer, if the server states its tokens.
+    usage: Usage = _NOTHING
 
     @property
     def cause(self) -> Cause:

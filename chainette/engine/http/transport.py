@@ -24,6 +24,7 @@ from chainette.engine.http.limiter import Limiter
 from chainette.engine.http.retry_after import retry_after
 from chainette.engine.http.timing import Policy, Timing, full_jitter
 from chainette.errors import EngineRefused, EngineUnavailable
+from chainette.records import Usage
 from chainette.utils.backoff import backoff
 from chainette.utils.gather import together
 from chainette.utils.plurals import counted
@@ -163,16 +164,22 @@ class Transport:
             EngineUnavailable: no server can be reached.
         """
         tries = _Tries(self._timing.clock(), self._options.max_retries + 1, avoid, bool(avoid))
+        result = await self._try(body, read, tries, listen() if listen is not None else None)
+        return result if isinstance(result, Completion) else await self._try_again(body, read, tries, listen, result)
+
+    async def _try_again(self, body: bytes, read: Reader, tries: _Tries, listen: Listen | None, failure: Failure) -> Completion:
+        """The completion after a first failure. Its usage includes the unusable answers of all tries."""
+        spent = failure.usage
         while True:
+            if failure.fault is not Fault.UNREACHABLE or not self.pool.is_usable():
+                tries.failed += 1
+                if tries.failed >= tries.most or not failure.may_pass:
+                    return self._given_up(tries, failure, spent)
+                await self._pause(tries)
             result = await self._try(body, read, tries, listen() if listen is not None else None)
             if isinstance(result, Completion):
-                return result
-            if result.fault is Fault.UNREACHABLE and self.pool.is_usable():
-                continue
-            tries.failed += 1
-            if tries.failed >= tries.most or not result.may_pass:
-                return self._given_up(tries, result)
-            await self._pause(tries)
+                return msgspec.structs.replace(result, usage=spent + result.usage)
+            failure, spent = result, spent + result.usage
 
     def refusal(self, reply: Reply) -> EngineRefused:
         """The error for a status every request would get. Omits the text of a 401, which often quotes the key."""
@@ -278,13 +285,14 @@ class Transport:
             completion = read(reply.data, seconds)
         except NoAnswer as error:
             said = shortened(self._client.hide(str(error)))
-            return Failure(Fault.BROKEN, f"{reply.shown} gave no usable answer ({said}: {self._words(reply)})")
+            words = f"{reply.shown} gave no usable answer ({said}: {self._words(reply)})"
+            return Failure(Fault.BROKEN, words, usage=error.usage)
         if completion.error:
             completion = msgspec.structs.replace(completion, error=self._client.hide(completion.error))
         return completion
 
-    def _given_up(self, tries: _Tries, failure: Failure) -> Completion:
-        """The completion of a request without an answer.
+    def _given_up(self, tries: _Tries, failure: Failure, spent: Usage) -> Completion:
+        """The completion of a request without a usable answer.
 
         Raises:
             EngineUnavailable: no endpoint can be reached.
@@ -293,7 +301,8 @@ class Transport:
         if failure.fault is Fault.UNREACHABLE:
             raise EngineUnavailable(f"engine {self._config.name!r}: {words}")
         hint = self._protocol.refusal_hint(failure.status) if failure.status else ""
-        return Completion("", Finish.FAILED, error=words, by=tries.avoid, cause=failure.cause, hint=hint)
+        usage = spent if spent.requests else Usage(requests=1)
+        return Completion("", Finish.FAILED, None, usage, words, tries.avoid, failure.cause, hint)
 
     async def _pause(self, tries: _Tries) -> None:
         """Waits before the next try."""

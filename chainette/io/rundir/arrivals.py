@@ -27,9 +27,10 @@ class Arrivals:
     def follow(self, event: Event) -> None:
         """Subtracts the answers of a durable event."""
         if isinstance(event, UnitCommitted | AnswersDiscarded):
-            self._answers[declared_of(event.node)] -= event.usage.requests
-            self._tokens[declared_of(event.node)] -= event.usage.completion_tokens
+            step, usage = declared_of(event.node), event.usage  # it may count answers that never arrived, being unusable
+            self._answers[step] = max(0, self._answers[step] - usage.requests)
+            self._tokens[step] = max(0, self._tokens[step] - usage.completion_tokens)
 
     def waiting(self, step: str) -> tuple[int, int]:
         """(answers, tokens in them) that are not durable yet."""
-        return max(0, self._answers[step]), max(0, self._tokens[step])
+        return self._answers[step], self._tokens[step]

@@ -120,8 +120,8 @@ class Http:
         schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
         return Request((Message("user", text),), SamplingParams(), 7, schema, "answer")
 
-    def good(self, text: str = "{}", tokens: int = 3) -> web.Response:
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    def good(self, text: str = "{}", tokens: int = 3, finish: str = "stop") -> web.Response:
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
         usage = {"prompt_tokens": 5, "completion_tokens": tokens}
         return web.json_response({"model": "served", "choices": [choice], "usage": usage})
 

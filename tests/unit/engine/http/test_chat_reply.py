@@ -212,6 +212,25 @@ def test_a_body_without_a_usable_answer_is_told_as_such(body: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (encoded(reply(CUT, "abort")), "it ended as 'abort'"),
+        (encoded(reply(CUT, "stop") | {"error": "no"}), "an error: no"),
+        (encoded(reply('{"label":"ok \ud83d"}')), "a broken character"),
+        (b'data: {"usage": {"prompt_tokens": 4, "completion_tokens": 2}}\n\ndata: {\n\n', "truncated"),
+    ],
+    ids=["an unknown end", "an error behind a part", "half a character", "a broken event"],
+)
+def test_an_unusable_answer_has_the_usage_that_its_body_states(body: bytes, words: str) -> None:
+    with pytest.raises(NoAnswer, match=words) as found:
+        read(body, 1.5)
+    assert found.value.usage == Usage(1, 4, 2, 1.5)
+    with pytest.raises(NoAnswer) as found:
+        read(b"{}", 1.5)
+    assert found.value.usage == Usage()
+
+
+@pytest.mark.parametrize(
     ("words", "finish"),
     [("This model's maximum context length is 512 tokens", Finish.TOO_LONG), ("blocked by the content filter", Finish.REFUSED)],
 )

@@ -280,6 +280,27 @@ def test_a_broken_connection_and_a_body_that_is_no_answer_are_tried_again(http: 
     run(main())
 
 
+@pytest.mark.parametrize("unusable", [2, 3])
+def test_unusable_answers_are_part_of_the_usage_of_their_request(http: Http, serve: Any, fake_time: Any, unusable: int) -> None:
+    async def main() -> None:
+        async def aborting(asked: Any) -> web.Response:
+            if asked.number == 0:
+                return http.bad(500)
+            return http.good('{"a"', tokens=9, finish="abort") if asked.number <= unusable else http.good(tokens=3)
+
+        async with serve(aborting) as server:
+            engine = http.make(server.url, time=fake_time, max_retries=3)
+            await engine.open()
+            [completion] = await engine.generate([http.ask()])
+            await engine.close()
+        used = completion.usage
+        assert completion.finish is (Finish.STOP if unusable == 2 else Finish.FAILED)
+        assert (used.requests, used.prompt_tokens) == (3, 15)
+        assert used.completion_tokens == (21 if unusable == 2 else 27)
+
+    run(main())
+
+
 def test_a_request_that_hangs_fails_after_one_timeout(http: Http, serve: Any, fake_time: Any) -> None:
     async def main() -> None:
         async def one_hangs(asked: Any) -> web.Response:
