@@ -7,7 +7,7 @@ from typing import Any
 
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.redis.fleet_view import Fleet, LiveRun
-from chainette.fleet.redis.reasons import reasons
+from chainette.fleet.redis.stall_reasons import reasons
 from chainette.io.rundir.costs import plain_cost
 
 __all__ = ["fleet_json", "run_json"]

@@ -413,7 +413,7 @@ def test_data_that_nobody_can_ever_read_end_the_run_with_the_reason(
     site: Site, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("chainette.fleet.protocol.messages.MAX_BYTES", 0)
-    monkeypatch.setattr("chainette_workers.sink.damages.LEASE", 0.1)
+    monkeypatch.setattr("chainette_workers.sink.failed_epochs.LEASE", 0.1)
     with site.worker(database.url), pytest.raises(RunStopped, match=r"given up after 3 new epochs.*at most 0 bytes"):
         site.run(Driven(database.url))
     monkeypatch.undo()

@@ -16,7 +16,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 import pytest
-from chainette_workers.worker.chains import ChainDiffers, Chains
+from chainette_workers.worker.enqueued_chains import ChainDiffers, Chains
 from chainette_workers.worker.function_pool import Children
 
 from chainette.core.compile import compile_chain

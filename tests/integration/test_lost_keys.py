@@ -54,7 +54,7 @@ AT_WORK = [
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    for module in ("drive", "damages"):
+    for module in ("drive", "failed_epochs"):
         monkeypatch.setattr(f"chainette_workers.sink.{module}.LEASE", 1.0)
     (tmp_path / "latency").write_text("0.05")
     return Site(tmp_path)
@@ -125,7 +125,7 @@ class Losing(Driven):
 @pytest.fixture
 def impatient(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
     """Its sink looks for what is lost whenever nothing moves."""
-    for module in ("drive", "damages"):
+    for module in ("drive", "failed_epochs"):
         monkeypatch.setattr(f"chainette_workers.sink.{module}.LEASE", 0.0)
     return site
 
@@ -193,7 +193,7 @@ def test_an_epoch_or_an_owner_of_nobody_costs_one_epoch_a_lease_however_often_it
     impatient: Site, database: Database, monkeypatch: pytest.MonkeyPatch, field: str, value: str | int, _epoch: int
 ) -> None:
     monkeypatch.setattr("chainette_workers.sink.drive._LOOK", 0.0)
-    monkeypatch.setattr("chainette_workers.sink.damages.LEASE", 9e9)
+    monkeypatch.setattr("chainette_workers.sink.failed_epochs.LEASE", 9e9)
     with pytest.raises(RunStopped, match="enough"):
         impatient.run(Spoiling(database.url, field, value))
     assert len(impatient.events("run_resumed")) == 1

@@ -13,16 +13,16 @@ import redis.exceptions
 from chainette_workers.metrics.endpoint import targets
 from chainette_workers.metrics.overview import Overview
 from chainette_workers.service.service import Handed, Places, Service
-from chainette_workers.worker.chains import Chains
+from chainette_workers.worker.enqueued_chains import Chains
 
 from chainette.cli.screen.fleet_screen import FleetView, RunView
 from chainette.fleet.protocol.messages import BadMessage
 from chainette.fleet.protocol.queue_values import Cancelled, Lost
 from chainette.fleet.protocol.seals import NoKey
 from chainette.fleet.redis.connect import is_damage
-from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board, Role
+from chainette.fleet.redis.stall_reasons import reasons
 from tests.support.fleet import QueueRun, opened, straight, work
 from tests.support.garbage import Put, global_garbage, run_garbage
 from tests.support.tools import many

@@ -13,7 +13,7 @@ from typing import Any, cast
 from unittest import mock
 
 import pytest
-from chainette_workers.sink import answering
+from chainette_workers.sink import reused_answers
 from chainette_workers.worker import asked_answers
 from chainette_workers.worker.configuration import WorkerConfig
 
@@ -22,7 +22,7 @@ from chainette.core.usercode.loading import load_chain
 from chainette.errors import DamagedRun, InputError
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.seals import FleetKey, NoKey, Unsealed
-from chainette.fleet.redis.lookups import Found, Lookups, Question
+from chainette.fleet.redis.answer_lookups import Found, Lookups, Question
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.io.rundir.result import RunResult
 from chainette.run.answer_sources import AnswerSources
@@ -91,7 +91,7 @@ def loses(method: str, times: int) -> Iterator[list[Any]]:
 
 
 def test_questions_and_replies_that_are_lost_or_too_long_cost_no_answer(site: Site) -> None:
-    with mock.patch.object(answering, "_FULL", 40), loses("ask", 2), loses("reply", 2) as replies:
+    with mock.patch.object(reused_answers, "_FULL", 40), loses("ask", 2), loses("reply", 2) as replies:
         site.require_nothing_asked(site.run())
     assert any(len(found.outputs) < 8 for _, _, found in replies[2:])  # of units of 8 rows
 
@@ -126,8 +126,8 @@ def test_a_run_that_is_interrupted_does_not_wait_until_its_earlier_runs_are_inde
         raise InputError("too late for anybody")
 
     unused = cast("Any", None)
-    with mock.patch.object(StoredAnswers, "open", slow), mock.patch.object(answering, "_LEAVE", 0.01):
-        with answering.answering(AnswerSources((), ""), unused, mock.Mock(), unused):
+    with mock.patch.object(StoredAnswers, "open", slow), mock.patch.object(reused_answers, "_LEAVE", 0.01):
+        with reused_answers.answering(AnswerSources((), ""), unused, mock.Mock(), unused):
             begun.wait()
         assert not ended.is_set()
         may_end.set()

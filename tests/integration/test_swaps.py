@@ -13,8 +13,8 @@ import pytest
 import redis
 from chainette_workers.sink.redis_fleet import RedisFleet
 from chainette_workers.worker.configuration import WorkerConfig
-from chainette_workers.worker.device import Device
 from chainette_workers.worker.engine_pool import EnginePool
+from chainette_workers.worker.engine_turns import EngineTurns
 
 from chainette.core.run_settings import Format
 from chainette.core.usercode.loading import load_chain
@@ -252,4 +252,4 @@ class Elsewhere(Background):
 
 
 def test_a_device_starts_with_nothing_to_choose() -> None:
-    assert not Device().contended and Device().may_serve("anything")
+    assert not EngineTurns().contended and EngineTurns().may_serve("anything")

@@ -19,7 +19,7 @@ from chainette.core.plan import Plan
 from chainette.core.usercode.confined import ChainClaim
 from chainette.errors import ChainetteError, RunDirectoryError
 from chainette.fleet.protocol.contract import LeasedQueue
-from chainette.fleet.redis.lookups import Lookups
+from chainette.fleet.redis.answer_lookups import Lookups
 from chainette.fleet.redis.run_registry import Board
 from chainette.hooks import Hook
 from chainette.io.rundir.event_types import Event

@@ -19,8 +19,8 @@ from typing import Any
 from unittest import mock
 
 import yaml
-from chainette_workers.sink import answering
 from chainette_workers.sink import drive as drive_module
+from chainette_workers.sink import reused_answers
 from chainette_workers.worker import engine_worker, heartbeat, served_runs
 
 from chainette import Chain, register_engine
@@ -89,7 +89,7 @@ class _Beats(heartbeat.Heartbeat):
 
 
 @dataclass
-class _Desk(answering._Desk):
+class _Desk(reused_answers._Desk):
     """A desk whose thread takes turns with the others."""
 
     def __post_init__(self) -> None:
@@ -153,8 +153,8 @@ class Simulator:
         backends.BUILT_IN = {**backends.BUILT_IN, BACKEND[0]: BACKEND[1]}
         vars(heartbeat)["threading"] = Threading
         vars(engine_worker)["Heartbeat"] = _Beats
-        vars(answering)["threading"] = Threading
-        vars(answering)["_Desk"] = _Desk
+        vars(reused_answers)["threading"] = Threading
+        vars(reused_answers)["_Desk"] = _Desk
         for (module, name), seconds in _LOOKS.items():
             setattr(module, name, seconds)
         for call in _PURE:

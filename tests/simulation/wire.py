@@ -20,7 +20,7 @@ from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.queue_values import LEASE
 from chainette.fleet.protocol.run_fields import RunInfo
-from chainette.fleet.redis.lookups import Found, Question
+from chainette.fleet.redis.answer_lookups import Found, Question
 from tests.simulation.virtual import is_thread
 from tests.simulation.world import Dead, Fault, Process, World
 

@@ -15,9 +15,9 @@ from chainette.errors import RunError
 from chainette.fleet.process_records import end, recorded
 from chainette.fleet.protocol.queue_values import Lost
 from chainette.fleet.redis.connect import chosen_url, connect, shown
-from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.redis_queue import FleetQueue
 from chainette.fleet.redis.run_registry import Board
+from chainette.fleet.redis.stall_reasons import reasons
 from chainette.utils.plurals import counted
 from chainette.utils.terminal_text import visible_line
 

@@ -16,8 +16,8 @@ from chainette.fleet.protocol.member_fields import WORKER, Member
 from chainette.fleet.protocol.seals import VARIABLE
 from chainette.fleet.redis.connect import is_passing
 from chainette.fleet.redis.fleet_view import LiveRun, Queue
-from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.run_registry import Board
+from chainette.fleet.redis.stall_reasons import reasons
 from chainette.io.rundir.costs import plain_cost
 from chainette.io.rundir.progress import EngineView, Progress
 from chainette.screen.live_layout import fitting, view_lines

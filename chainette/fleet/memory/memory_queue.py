@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from chainette.core.joined_values import given_by_joins
+from chainette.core.join_digests import given_by_joins
 from chainette.core.plan import Plan
 from chainette.engine.budget import Amounts, BudgetLimits, Reserved
 from chainette.fleet.memory.memory_run import Job, RunInMemory, Stream, UnitQueue

@@ -108,7 +108,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
     opened: int = 0
     #: Row id -> its asks, for rows the next engine of the step is asked for.
     escalated: dict[str, Earlier] = {}
-    #: The digest of the values that joins gave to its rows (`core.joined_values`); b"" if there are none.
+    #: The digest of the values that joins gave to its rows (`core.join_digests`); b"" if there are none.
     given: bytes = b""
     #: Rows that took the answer of another row.
     shared: int = 0

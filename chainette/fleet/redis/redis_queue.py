@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from chainette.core.joined_values import given_by_joins
+from chainette.core.join_digests import given_by_joins
 from chainette.core.plan import Plan
 from chainette.engine.budget import Amounts, BudgetLimits, Reserved
 from chainette.fleet.protocol.contract import MOST_ANSWER_BYTES, MOST_ANSWERS, LeasedQueue

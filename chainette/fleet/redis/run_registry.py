@@ -18,8 +18,8 @@ from chainette.fleet.protocol.member_fields import Member
 from chainette.fleet.protocol.queue_values import LEASE
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.seals import Purpose, Seals, Unsealed, seals_of
+from chainette.fleet.redis.answer_lookups import Lookups
 from chainette.fleet.redis.fleet_view import Fleet, LiveRun, known_runs, live_members, look, run_info
-from chainette.fleet.redis.lookups import Lookups
 from chainette.fleet.redis.script_calls import Scripts
 
 if TYPE_CHECKING:

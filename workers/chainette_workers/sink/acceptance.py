@@ -15,7 +15,7 @@ from chainette.core.apply import Cardinality
 from chainette.core.durable import Durable, reasons_of
 from chainette.core.flow import frontier
 from chainette.core.forks import Samples
-from chainette.core.joined_values import digest_of_all, joined_digest
+from chainette.core.join_digests import digest_of_all, joined_digest
 from chainette.core.plan import Plan
 from chainette.core.plan_node import NodeKind, PlanNode
 from chainette.core.targets import Target, ToFork, ToNode

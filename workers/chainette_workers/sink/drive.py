@@ -21,19 +21,19 @@ from chainette.fleet.protocol.queue_values import LEASE, Cancelled, Lost
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.fleet.protocol.seals import Seals, seals_of
 from chainette.fleet.redis.connect import is_damage, is_passing
-from chainette.fleet.redis.reasons import reasons
 from chainette.fleet.redis.run_registry import Board, Role
+from chainette.fleet.redis.stall_reasons import reasons
 from chainette.io.rundir.chain_marks import marks_of
 from chainette.io.rundir.event_types import AnswersDiscarded, EngineProbed, Note, UnitRetried, UnitSplit
 from chainette.run.limits import RejectWatch
 from chainette.run.session import Session
 from chainette.run.window import window_for
 from chainette_workers.sink.admission import Admitting, Pace, coordinated_here
-from chainette_workers.sink.answering import answering
-from chainette_workers.sink.damages import Damages
-from chainette_workers.sink.notes import NoteFilter
+from chainette_workers.sink.failed_epochs import FailedEpochs
+from chainette_workers.sink.note_filter import NoteFilter
 from chainette_workers.sink.patience import Patience
 from chainette_workers.sink.phases import Phases
+from chainette_workers.sink.reused_answers import answering
 from chainette_workers.sink.scouting import Scouting
 from chainette_workers.sink.sink import Sink
 from chainette_workers.sink.status_fields import counts_of, outline_of
@@ -103,7 +103,7 @@ class DriveLoop:
     _at_work: Sink | None = None
     _looked_at: float = 0.0
     _pace: Pace = field(default_factory=Pace)
-    _damages: Damages = field(init=False)
+    _failed_epochs: FailedEpochs = field(init=False)
     _searched_at: float = 0.0
     _moved_at: float = field(default_factory=time.monotonic)
     _explained_at: float = -_AGAIN
@@ -113,7 +113,7 @@ class DriveLoop:
 
     def __post_init__(self) -> None:
         writer = self.session.writer
-        self._damages = Damages(self.tend)
+        self._failed_epochs = FailedEpochs(self.tend)
         self._notes = NoteFilter(self.session.plan)
         self._patience = Patience(self.session.plan, self.session.options.engine_patience)
         self._scouting = Scouting(self.session.plan)
@@ -169,7 +169,7 @@ class DriveLoop:
                 continue
             except Lost as error:
                 self._yield_to_another(sink)
-                self._damages.wait(f"Redis does not continue the log of run {sink.run} ({error})", self._done)
+                self._failed_epochs.wait(f"Redis does not continue the log of run {sink.run} ({error})", self._done)
                 self._moved_at, begin = time.monotonic(), sink.raise_epoch
                 continue
             except (BadMessage, NotFinished) as error:
@@ -210,7 +210,7 @@ class DriveLoop:
 
     def _wait_out(self, error: ChainetteError) -> None:
         """Waits until a new epoch may replace one that is damaged."""
-        self._damages.wait_after_damage(error, self._done)
+        self._failed_epochs.wait_after_damage(error, self._done)
         self._moved_at = time.monotonic()
 
     def _rest(self, sink: Sink, began: float, moved: bool, trouble: redis.RedisError | None) -> None:

@@ -12,7 +12,7 @@ import anyio
 
 from chainette.core.plan_node import PlanNode
 from chainette.fleet.protocol.keys import RunKeys
-from chainette.fleet.redis.lookups import Found, Lookups, Question
+from chainette.fleet.redis.answer_lookups import Found, Lookups, Question
 from chainette.records import Output, parent_of
 from chainette_workers.runtime import insist
 

@@ -11,7 +11,7 @@ from chainette.engine.base import Engine
 from chainette.engine.config import EngineConfig
 from chainette.engine.lifecycle import Engines, create_engine
 from chainette.io.rundir.event_types import EngineLoaded, EngineReleased
-from chainette_workers.worker.device import exclude
+from chainette_workers.worker.engine_turns import exclude
 
 __all__ = ["EnginePool", "spread"]
 

@@ -35,8 +35,8 @@ from chainette.fleet.protocol.messages import TooLarge
 from chainette.fleet.protocol.queue_values import LEASE, Claim, Drain, Lost, Turn
 from chainette.fleet.protocol.rq_jobs import age
 from chainette.fleet.protocol.run_fields import RunInfo
+from chainette.fleet.redis.answer_lookups import Lookups
 from chainette.fleet.redis.connect import is_damage, is_passing
-from chainette.fleet.redis.lookups import Lookups
 from chainette.hooks import Hook, Stage
 from chainette.io.rundir.event_types import UnitSplit
 from chainette.records import Outcome, Unit
@@ -53,9 +53,9 @@ from chainette.run.window import budget_for
 from chainette.utils.user_errors import is_stray, told
 from chainette_workers.runtime import insist, off_loop, try_once
 from chainette_workers.worker.asked_answers import AskedAnswers, NobodyLooks
-from chainette_workers.worker.chains import ChainDiffers
-from chainette_workers.worker.device import Device, exclude
 from chainette_workers.worker.engine_pool import EnginePool
+from chainette_workers.worker.engine_turns import EngineTurns, exclude
+from chainette_workers.worker.enqueued_chains import ChainDiffers
 from chainette_workers.worker.function_pool import Functions, InLoop
 from chainette_workers.worker.heartbeat import Heartbeat
 from chainette_workers.worker.served_runs import FUNCTIONS, JOINS, ServedRuns, lane_of
@@ -121,7 +121,7 @@ class EngineWorker(Worker):
     evidence: dict[tuple[str, int, str], Evidence] = field(default_factory=dict)
     reservations: dict[tuple[str, int, str], BudgetReservation] = field(default_factory=dict)
     shared: SharedAnswers = field(default_factory=lambda: SharedAnswers(with_others=True))
-    device: Device = field(default_factory=Device)
+    turns: EngineTurns = field(default_factory=EngineTurns)
     _lanes: dict[str, Lane] = field(default_factory=dict)
     #: Runs that were told of a refusal.
     _withdrawn: set[str] = field(default_factory=set)
@@ -175,14 +175,14 @@ class EngineWorker(Worker):
     async def _choose(self) -> None:
         """Chooses the engine to serve, if some exclude each other."""
         while True:
-            self.device.know(config for _, plan in self.served.plans() for config in self._own(plan))
-            if self.device.contended:
+            self.turns.know(config for _, plan in self.served.plans() for config in self._own(plan))
+            if self.turns.contended:
                 lanes = {place.queue: place.lane for place in self.served.places()}
                 depths = await insist(lambda: self.queue.waiting([*lanes]))  # noqa: B023
                 waiting: Counter[str] = Counter()
                 for queue, depth in depths.items():
                     waiting[lanes[queue]] += depth
-                self.device.choose(waiting, lambda digest: not self._lane(digest).idle)
+                self.turns.choose(waiting, lambda digest: not self._lane(digest).idle)
             await anyio.sleep(_CHOICE)
 
     def _own(self, plan: Plan) -> list[EngineConfig]:
@@ -238,7 +238,7 @@ class EngineWorker(Worker):
         return await self._claim_from(now, ahead=False) or await self._claim_from(later, ahead=True)
 
     def _may_serve(self, lane: str) -> bool:
-        return not self._lane(lane).rests and (lane in (FUNCTIONS, JOINS) or self.device.may_serve(lane))
+        return not self._lane(lane).rests and (lane in (FUNCTIONS, JOINS) or self.turns.may_serve(lane))
 
     async def _claim_from(self, places: Sequence[ClaimableQueue], *, ahead: bool) -> list[HeldUnit]:
         if not places or self.hands.alone:
@@ -384,7 +384,7 @@ class EngineWorker(Worker):
         finally:
             self.hands.tell()
         if self.models.swaps > swaps:
-            self.device.settled(self.models.swap_seconds)
+            self.turns.settled(self.models.swap_seconds)
         return engine
 
     async def _fill(self, held: HeldUnit, result: UnitResult, engine: Engine | None) -> None:

@@ -37,7 +37,7 @@ from chainette.records import PYTHON, Unit
 from chainette.run.process import fill
 from chainette.run.unit_result import UnitResult
 from chainette.utils.user_errors import told
-from chainette_workers.worker.chains import ChainDiffers, Chains
+from chainette_workers.worker.enqueued_chains import ChainDiffers, Chains
 from chainette_workers.worker.function_messages import (
     HEAD,
     Began,

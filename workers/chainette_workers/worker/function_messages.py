@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from chainette.records import Output, Rejection, Unit
-from chainette_workers.worker.chains import Reference
+from chainette_workers.worker.enqueued_chains import Reference
 
 __all__ = [
     "HEAD",

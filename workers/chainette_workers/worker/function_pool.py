@@ -27,7 +27,7 @@ from chainette.fleet.redis.connect import VARIABLE
 from chainette.records import Reason, Rejection, Row, Unit
 from chainette.run.process import fill
 from chainette.run.unit_result import UnitResult
-from chainette_workers.worker.chains import ChainDiffers, Reference
+from chainette_workers.worker.enqueued_chains import ChainDiffers, Reference
 from chainette_workers.worker.function_messages import (
     HEAD,
     Began,

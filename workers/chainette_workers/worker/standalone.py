@@ -35,10 +35,10 @@ from chainette.utils.terminal_text import guard_logs
 from chainette_workers.metrics.catalogue import ProcessKind
 from chainette_workers.metrics.watching import Watch, watching
 from chainette_workers.runtime import UNUSABLE, heed_signals, say, warn_of_eviction, watch_parent
-from chainette_workers.worker.chains import Chains
 from chainette_workers.worker.configuration import WorkerConfig
 from chainette_workers.worker.engine_pool import EnginePool, spread
 from chainette_workers.worker.engine_worker import EngineWorker
+from chainette_workers.worker.enqueued_chains import Chains
 from chainette_workers.worker.function_pool import Children
 from chainette_workers.worker.served_runs import ServedRuns
 from chainette_workers.worker.work_log import WorkLog

@@ -17,8 +17,8 @@ from chainette.core.answer_key import KEY_BYTES
 from chainette.core.plan import Plan
 from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.messages import BadMessage
+from chainette.fleet.redis.answer_lookups import Found, Lookups, Question
 from chainette.fleet.redis.connect import is_passing
-from chainette.fleet.redis.lookups import Found, Lookups, Question
 from chainette.fleet.redis.run_registry import Board
 from chainette.records import Output
 from chainette.run.answer_sources import AnswerSources

@@ -8,7 +8,7 @@ from typing import Any
 from chainette.fleet.protocol.keys import RunKeys, engine_of
 from chainette.fleet.protocol.member_fields import Member, listed
 from chainette.fleet.redis.fleet_view import LiveRun, Queue
-from chainette.fleet.redis.reasons import reasons
+from chainette.fleet.redis.stall_reasons import reasons
 from tests.support.fleet import record
 
 WORKER = {"w-1": Member(names="writer,python")}

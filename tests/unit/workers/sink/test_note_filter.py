@@ -6,7 +6,7 @@ import math
 
 import msgspec
 import pytest
-from chainette_workers.sink.notes import NoteFilter
+from chainette_workers.sink.note_filter import NoteFilter
 
 from chainette import Chain, Step
 from chainette.core.compile import compile_chain

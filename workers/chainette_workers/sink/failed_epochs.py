@@ -13,7 +13,7 @@ import anyio.from_thread
 from chainette.errors import ChainetteError, RunStopped
 from chainette.fleet.protocol.queue_values import LEASE
 
-__all__ = ["Damages"]
+__all__ = ["FailedEpochs"]
 
 _log = logging.getLogger("chainette")
 
@@ -25,7 +25,7 @@ _IDLE = 0.02
 
 
 @dataclass
-class Damages:
+class FailedEpochs:
     """The epochs of one session that could not go on."""
 
     #: Called while a new epoch waits.

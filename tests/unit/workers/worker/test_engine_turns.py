@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chainette_workers.worker.device import Device, exclude
+from chainette_workers.worker.engine_turns import EngineTurns, exclude
 
 from chainette.engine.config import EngineConfig, make_config
 
@@ -24,19 +24,19 @@ class Site:
 
     def __init__(self, *configs: EngineConfig, cost: float = 10.0) -> None:
         self.clock = Clock()
-        self.device = Device(cost, self.clock)
-        self.device.know(configs)
+        self.turns = EngineTurns(cost, self.clock)
+        self.turns.know(configs)
         self.busy: set[str] = set()
 
     def look(self, *depths: tuple[EngineConfig, int], later: float = 0.0) -> str:
         """The engine that is served after a look, so much later."""
         self.clock.now += later
-        self.device.choose({config.digest: depth for config, depth in depths}, lambda digest: digest in self.busy)
+        self.turns.choose({config.digest: depth for config, depth in depths}, lambda digest: digest in self.busy)
         return self.served
 
     @property
     def served(self) -> str:
-        served = self.device._served
+        served = self.turns._served
         return served.model if served is OTHER_A else served.name if served is not None else ""
 
 
@@ -47,11 +47,11 @@ def test_engines_exclude_each_other_on_one_device_and_by_other_settings_of_one_n
 
 def test_an_engine_that_excludes_none_is_always_served() -> None:
     site = Site(A, B, FREE)
-    assert site.device.contended and site.device.may_serve(FREE.digest)
-    assert not site.device.may_serve(A.digest)
+    assert site.turns.contended and site.turns.may_serve(FREE.digest)
+    assert not site.turns.may_serve(A.digest)
     assert site.look((A, 1), (B, 2)) == "b"
-    assert site.device.may_serve(B.digest) and site.device.may_serve(FREE.digest) and not site.device.may_serve(A.digest)
-    assert not Site(A, FREE).device.contended
+    assert site.turns.may_serve(B.digest) and site.turns.may_serve(FREE.digest) and not site.turns.may_serve(A.digest)
+    assert not Site(A, FREE).turns.contended
 
 
 def test_an_engine_stays_as_long_as_a_swap_costs_and_goes_when_more_waits_for_another() -> None:
@@ -74,7 +74,7 @@ def test_an_engine_with_nothing_left_is_given_up_once_the_worker_holds_none_of_i
 def test_the_time_of_an_engine_begins_when_it_is_loaded() -> None:
     site = Site(A, B, cost=0)
     site.look((A, 5))
-    site.device.settled(30)
+    site.turns.settled(30)
     assert site.look((A, 5), (B, 9), later=29) == "a"
     assert site.look((A, 5), (B, 9), later=2) == "b"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from chainette.engine.config import EngineConfig
 
-__all__ = ["Device", "exclude"]
+__all__ = ["EngineTurns", "exclude"]
 
 #: The least seconds for which an engine is served, even if swaps cost nothing.
 _LEAST = 0.5
@@ -25,7 +25,7 @@ def exclude(one: EngineConfig, other: EngineConfig) -> bool:
 
 
 @dataclass
-class Device:
+class EngineTurns:
     """The choice among engines that exclude each other."""
 
     #: Seconds the last swap took: release and load.
