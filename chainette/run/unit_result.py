@@ -18,7 +18,6 @@ from chainette.core.streaming import Asked, Dropped, Passed, Piece, Unusable
 from chainette.engine.base import Completion, Delta, Engine, Request
 from chainette.hooks import Hook
 from chainette.records import (
-    Earlier,
     Effects,
     Outcome,
     Output,
@@ -32,6 +31,7 @@ from chainette.records import (
     owner_of,
 )
 from chainette.run.answer_sources import Answers
+from chainette.run.escalation import escalated
 from chainette.run.shared_answers import SharedAnswer
 from chainette.utils.user_errors import told
 
@@ -45,9 +45,6 @@ RAW_LIMIT = 65_536
 
 #: Characters of the message that an invalid candidate keeps.
 MAX_MESSAGE = 4096
-
-#: Reasons that would hold with any engine.
-_FINAL = frozenset({Reason.TEMPLATE_ERROR, Reason.TOO_LARGE})
 
 
 @dataclass
@@ -96,9 +93,9 @@ class UnitResult:
         kept = sorted(self._outputs, key=lambda pair: place[pair[0].row_id])
         rows = [row_of(self.node, row, output) for row, output in kept]
         onward = self._escalated
-        escalated = {row.row_id: row.earlier for row in onward if row.earlier is not None}
+        earlier = {row.row_id: row.earlier for row in onward if row.earlier is not None}
         outputs = [output for _, output in kept]
-        outcome = Outcome(outputs, self._rejected, self._dropped, self.usage, Effects(), escalated, self.shared)
+        outcome = Outcome(outputs, self._rejected, self._dropped, self.usage, Effects(), earlier, self.shared)
         self._outputs, self._rejected, self._dropped, self.usage, self.since = [], [], [], Usage(), None
         self._escalated, self.shared = [], 0
         stopped = [rejection.row_id for rejection in outcome.rejected]
@@ -206,8 +203,8 @@ class UnitResult:
         node, words, asks = self.node, writable(message), attempts or row.asks
         spent = spent_on(row, usage or Usage())
         self._finish(row, usage)
-        if node.escalate and reason not in _FINAL:
-            self._escalated.append(msgspec.structs.replace(row, earlier=Earlier(asks, spent, node.rank + 1)))
+        if (onward := escalated(node, row, reason, asks, spent)) is not None:
+            self._escalated.append(onward)
             if self.hook.streams:
                 self.hook.on_stream(Unusable(node.id, row.row_id, asks, reason, words))
             return
