@@ -79,9 +79,9 @@ class PrivateImporter:
         return name
 
     def forget(self) -> None:
-        """Removes a failed load from `sys.modules`."""
-        for name in [name for name in sys.modules if name == self.name or name.startswith(self.name + ".")]:
-            del sys.modules[name]
+        """Removes a load from `sys.modules`, since it failed or nothing of it is used any more."""
+        for name in [name for name in [*sys.modules] if name == self.name or name.startswith(self.name + ".")]:
+            sys.modules.pop(name, None)
 
     def run_file(self, path: Path) -> ModuleType:
         """Imports a file as a module of this load."""

@@ -56,6 +56,8 @@ class LoadedChain:
     declared: tuple[Parameter, ...] = ()
     #: Their values as JSON, including defaults.
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    #: Removes its modules from `sys.modules`; for when nothing of the chain is used any more.
+    forget: Callable[[], None] = lambda: None
 
     @property
     def claim(self) -> ChainClaim:
@@ -114,6 +116,7 @@ def _loaded(source: ChainSource, name: str, values: Values) -> LoadedChain:
         names=tuple(sorted(contents)),
         declared=declared,
         parameters=recorded(declared, chosen),
+        forget=source.importer.forget,
     )
 
 

@@ -205,6 +205,12 @@ class EngineWorker(Worker):
                 await self.hands.change(self._pause)
                 self._pause = min(_LATE, 2 * self._pause)
 
+    def keep(self, runs: Collection[str]) -> None:
+        """Forgets all other runs."""
+        self.evidence = {key: each for key, each in self.evidence.items() if key[0] in runs}
+        self.reservations = {key: each for key, each in self.reservations.items() if key[0] in runs}
+        self._withdrawn &= {*runs}
+
     def _look_again(self) -> None:
         """Units of a new run are claimed at once."""
         self._pause = _SOON

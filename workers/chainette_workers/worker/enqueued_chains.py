@@ -5,11 +5,12 @@ Redis has digests of the files, parameters and nodes. They are only compared wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+import weakref
+from collections.abc import Callable, Collection, Container, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -25,6 +26,12 @@ from chainette.run.options import RunOptions
 from chainette.run.planning import compile_plan
 
 __all__ = ["ChainDiffers", "Chains", "Reference"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+#: The most chains that are remembered, so that the next run of one of them needs no load.
+_MOST = 16
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,8 @@ class Reference:
 
 @dataclass
 class Chains:
-    """Plans by reference; runs of the same chain share one."""
+    """Plans by reference; runs of the same chain share one. The last ones are remembered. The modules of a chain go with the
+    last use of its plan."""
 
     root: Path
     #: Engines that are served: only they must be those of the run.
@@ -78,6 +86,7 @@ class Chains:
     _plans: dict[Reference, Plan] = field(default_factory=dict)
     #: The last load of a chain, by everything but its engines and nodes.
     _loads: dict[Reference, _Load] = field(default_factory=dict)
+    #: Run -> the reason why it is not served.
     _refused: dict[str, str] = field(default_factory=dict)
 
     def plan_of(self, info: RunInfo) -> Plan | None:
@@ -106,6 +115,10 @@ class Chains:
         with suppress(ChainDiffers):
             self._plans.pop(Reference.of(info), None)
 
+    def keep(self, runs: Collection[str]) -> None:
+        """Forgets the reasons why other runs than these were not served."""
+        self._refused = {run: why for run, why in [*self._refused.items()] if run in runs}
+
     def plan(self, reference: Reference) -> Plan:
         """The plan of a reference.
 
@@ -113,23 +126,24 @@ class Chains:
             ChainDiffers: the files, the parameters, an engine's settings or the nodes are different here.
             ChainetteError: they cannot be loaded.
         """
-        if reference not in self._plans:
+        plan = self._plans.get(reference)
+        if plan is None:
             load = self._load(reference)
             for name, digest in reference.engines:
                 if name in self.names and name in load.plan.engines:
                     hint = "; give the worker the same --engines FILE"
                     _require(f"engine {name!r} ", load.plan.engines[name].digest, digest, hint)
             self._require_nodes(load.plan, msgspec.json.decode(reference.marks, type=Marks))
-            self._plans[reference] = load.plan
-        return self._plans[reference]
+            plan = load.plan
+        return _remembered(self._plans, reference, plan)
 
     def _load(self, reference: Reference) -> _Load:
         """The chain as its files are now, which have the digest; loaded and compiled once, as long as they do not change."""
         key = replace(reference, engines=(), marks="")
         load = self._loads.get(key)
         if load is None or load.stamp != _stamp(load.files):
-            load = self._loads[key] = self._fresh(reference)
-        return load
+            load = self._fresh(reference)
+        return _remembered(self._loads, key, load)
 
     def _fresh(self, reference: Reference) -> _Load:
         wanted = msgspec.json.decode(reference.parameters, type=dict[str, Any])
@@ -146,9 +160,15 @@ class Chains:
             dedupe=reference.dedupe,
             engines_file=self.engines_file,
         )
-        _require("", loaded.digest, reference.digest, "")
+        try:
+            _require("", loaded.digest, reference.digest, "")
+            plan = compile_plan(loaded.chain, options)
+        except BaseException:
+            loaded.forget()
+            raise
+        weakref.finalize(plan, loaded.forget).atexit = False
         files = [*loaded.files, *([Path(self.engines_file)] if self.engines_file else [])]
-        return _Load(compile_plan(loaded.chain, options), tuple(files), _stamp(files))
+        return _Load(plan, tuple(files), _stamp(files))
 
     def _require_nodes(self, plan: Plan, there: Marks) -> None:
         served = {name for name, node in plan.nodes.items() if any(engine in self.names for engine in node.engines)}
@@ -171,6 +191,15 @@ class _Load:
     files: tuple[Path, ...]
     #: Shows whether the files have changed since.
     stamp: tuple[tuple[int, int], ...]
+
+
+def _remembered(found: dict[K, V], key: K, value: V) -> V:
+    """Makes a value the last one, and forgets the first one if there are too many."""
+    found.pop(key, None)
+    found[key] = value
+    if len(found) > _MOST:
+        found.pop(next(iter(found)), None)
+    return value
 
 
 def _stamp(files: Iterable[Path]) -> tuple[tuple[int, int], ...]:

@@ -55,6 +55,8 @@ class ServedRuns:
     #: Called if the files on the disk are no longer those of the plan.
     forget_plan: Callable[[RunInfo], None] = lambda _info: None
     hook: Hook = field(default_factory=Hook)
+    #: Called with the runs that are left, when others have gone.
+    keep: Callable[[Collection[str]], None] = lambda _runs: None
     _known: dict[tuple[str, int], _Known] = field(default_factory=dict)
     _turn: int = 0
 
@@ -71,11 +73,13 @@ class ServedRuns:
         """Learns of new runs and of new epochs, and forgets those that are gone; whether there are more to serve."""
         more = False
         infos = {(info.run, info.epoch): info for info in await insist(self.queue.runs)}
-        for key in [*self._known]:
-            if key not in infos:
-                del self._known[key]
-                if not any(run == key[0] for run, _ in infos):
-                    self.hook.forget_run(key[0])
+        runs, gone = {run for run, _ in infos}, self._known.keys() - infos.keys()
+        for key in gone:
+            del self._known[key]
+            if key[0] not in runs:
+                self.hook.forget_run(key[0])
+        if gone:
+            self.keep(runs)
         for key, info in infos.items():
             known = self._known.get(key)
             if known is not None and (known.plan is not None or time.monotonic() - known.looked_at < _AGAIN):

@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
@@ -96,7 +96,8 @@ class _Process:
         self._queue, self._board, self._config, self._side, self._hook = queue, board, config, side, hook
         root, file, offered, modules = Path(config.chain_root), config.engines_file, config.parameters, config.modules
         chains = Chains(root, config.names, file, self._refuse, offered, modules, seals_of())
-        self._served = ServedRuns(queue, config.names, chains.plan_of, chains.forget, hook)
+        self._chains = chains
+        self._served = ServedRuns(queue, config.names, chains.plan_of, chains.forget, hook, self._keep)
         self.worker = EngineWorker(
             queue,
             self._served,
@@ -129,6 +130,13 @@ class _Process:
         """Takes nothing of the run, and goes on with others; or takes it after all, if `why` is empty."""
         if words := self._object(info.run, f"takes nothing of run {info.run}", why):
             self._note(info.run, WorkerRefused(worker=self.worker.incarnation, reason=words))
+
+    def _keep(self, runs: Collection[str]) -> None:
+        """Forgets all other runs."""
+        self._chains.keep(runs)
+        self.worker.keep(runs)
+        self._joined &= {*runs}
+        self._known = {(run, digest) for run, digest in self._known if run in runs}
 
     def _withdraw(self, info: RunInfo, why: str) -> None:
         """Tells a run that its engine refuses this worker, or no longer does."""
