@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from chainette.utils.json_escapes import ESCAPE
+
 __all__ = [
     "BROKEN",
     "Object",
@@ -44,10 +46,6 @@ _NAMED_KINDS = _ALL_KINDS - {""}
 
 #: JSON strings and, outside of them, numbers that JSON lacks.
 _STRING_OR_NO_NUMBER = re.compile(r'"(?>[^"\\]++|\\.)*+"|(?P<no_number>-?\b(?:NaN|Infinity)\b)', re.DOTALL)
-#: Escapes of JSON strings: a whole surrogate pair, half of one, any other.
-_ESCAPE = re.compile(
-    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
-)
 _NO_UTF_8 = re.compile("[\udc80-\udcff]")
 #: Stands for a character that is not whole; a Unicode noncharacter, which no text holds.
 BROKEN = "\ufffe"
@@ -114,7 +112,7 @@ def _decoded(data: bytes) -> Object:
 
 def _mended(data: bytes) -> bytes:
     text = _NO_UTF_8.sub(BROKEN, data.decode(errors="surrogateescape"))
-    text = _ESCAPE.sub(lambda found: BROKEN if found["half"] else found[0], text)
+    text = ESCAPE.sub(lambda found: BROKEN if found["half"] else found[0], text)
     return _STRING_OR_NO_NUMBER.sub(lambda found: "null" if found["no_number"] else found[0], text).encode()
 
 

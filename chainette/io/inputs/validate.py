@@ -18,6 +18,7 @@ from chainette.io.inputs.readers import InputFile, Record
 from chainette.io.inputs.renaming import AS_IT_IS, Renaming
 from chainette.io.tables.column_types import json_fields
 from chainette.utils.argument_advice import nearest
+from chainette.utils.json_escapes import ESCAPE
 from chainette.utils.user_errors import RAISED, told
 
 __all__ = ["BadRecord", "InputModel", "columns_of"]
@@ -211,9 +212,17 @@ def _decode_object(data: bytes) -> dict[str, msgspec.Raw]:
     except RecursionError as error:
         raise BadRecord("not readable as JSON: nested too deeply") from error
     except msgspec.DecodeError as error:
-        hint = "; NaN and Infinity are not JSON, write null" if b"NaN" in data or b"Infinity" in data else ""
-        found = str(error).removeprefix("JSON is malformed: ").replace("Input data was truncated", "it ends too early")
-        raise BadRecord(f"not JSON: {found}{hint}") from error
+        raise BadRecord(f"not JSON: {_syntax_fault(data, str(error))}") from error
+
+
+def _syntax_fault(data: bytes, words: str) -> str:
+    """The reason why msgspec cannot decode a line. It also calls a line truncated that has half of a surrogate pair."""
+    if ("truncated" in words and data.rstrip().endswith(b"}")) or "surrogate" in words:
+        for escape in ESCAPE.finditer(data.decode(errors="replace")):
+            if escape["half"]:
+                return f"half of a surrogate pair ({escape['half']}), which is no character"
+    hint = "; NaN and Infinity are not JSON, write null" if b"NaN" in data or b"Infinity" in data else ""
+    return words.removeprefix("JSON is malformed: ").replace("Input data was truncated", "it ends too early") + hint
 
 
 def _parse_cell(name: str, cell: str, takes_text: bool) -> Any:
