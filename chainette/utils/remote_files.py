@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ _CREDENTIALS = {
     "az": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_CONNECTION_STRING",
     "hf": "HF_TOKEN, or `hf auth login`",
 }
+_HOST = re.compile(r"(\[.*\]|[^:]*)(:\d*)?")
 #: Packages with the same name as their module.
 _PACKAGES = frozenset({"s3fs", "gcsfs", "adlfs", "huggingface_hub", "paramiko", "ossfs"})
 _ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
@@ -34,9 +36,18 @@ def is_url(source: object) -> bool:
 
 
 def shown_url(url: str) -> str:
-    """A URL without user, password and query, which may be secrets."""
+    """A URL without user, password and query, which may be secrets; hidden as a whole if it may show a part of a password."""
+    if _is_cut(url):
+        return "(a hidden URL)"
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _is_cut(url: str) -> bool:
+    """Whether an unescaped `/`, `?` or `#` in a password ends the host too early."""
+    scheme, _, rest = url.partition("://")
+    place = re.split("[/?#]", rest, maxsplit=1)[0]
+    return scheme not in BUCKETS and "@" in rest[len(place) :] and not _HOST.fullmatch(place.rpartition("@")[2])
 
 
 def address(system: Any, path: str) -> str:
@@ -47,6 +58,8 @@ def address(system: Any, path: str) -> str:
 @contextmanager
 def remote(url: str, kind: type[ChainetteError], fault: str) -> Iterator[tuple[Any, str]]:
     """(the file system of a URL, the path in it), with nothing cached from earlier uses; errors as in `remote_errors`."""
+    if _is_cut(url):
+        raise kind(f"{shown_url(url)}: {fault}: write / ? # in a password as %2F %3F %23")
     with remote_errors(url, kind, fault):
         from fsspec.core import url_to_fs
 
