@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import re
 import uuid
@@ -19,7 +20,7 @@ from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from types import FunctionType, MappingProxyType
-from typing import Any
+from typing import Any, NewType, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -30,6 +31,7 @@ __all__ = [
     "code_at_first",
     "instance_attributes",
     "is_constant",
+    "parts_of_type",
     "text_at_first",
     "types_within",
     "without_places",
@@ -131,6 +133,33 @@ def types_within(value: Any) -> Iterator[type]:
         elif isinstance(part, (list, tuple, set, frozenset, deque)):
             pending += part
     return iter(sorted(found, key=lambda kind: kind.__qualname__))
+
+
+def parts_of_type(described: Any) -> Iterator[Any]:
+    """Everything inside a type such as `list[Annotated[int, AfterValidator(clamp)]]`, or inside an object of pydantic."""
+    found: dict[int, Any] = {}
+    pending = [described]
+    while pending:
+        part = pending.pop()
+        if id(part) in found:
+            continue
+        found[id(part)] = part
+        yield part
+        pending += [get_origin(part), *get_args(part)]
+        if isinstance(part, (list, tuple)):
+            pending += part
+        elif isinstance(part, dict):
+            pending += part.values()
+        elif isinstance(part, functools.partial):
+            pending += [part.func, part.args, part.keywords]
+        elif isinstance(part, (staticmethod, classmethod)):
+            pending.append(part.__func__)
+        elif isinstance(part, NewType):
+            pending.append(part.__supertype__)
+        elif type(part).__name__ == "TypeAliasType":
+            pending.append(part.__value__)
+        elif not isinstance(part, type) and type(part).__module__.partition(".")[0] in ("annotated_types", "pydantic"):
+            pending += [value for name, value in instance_attributes(part).items() if name != "core_schema"]
 
 
 def canonical(value: Any, *, ordered: bool = True) -> str | None:

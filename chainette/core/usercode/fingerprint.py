@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from enum import Enum
 from types import FunctionType, ModuleType
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel
 
@@ -27,6 +27,7 @@ from chainette.core.usercode.data_text import (
     code_at_first,
     instance_attributes,
     is_constant,
+    parts_of_type,
     text_at_first,
     types_within,
 )
@@ -36,6 +37,7 @@ from chainette.core.usercode.object_text import Counted, held_at_first, same_nam
 from chainette.core.usercode.source import is_library, source_tree
 from chainette.core.usercode.syntax import (
     assignments,
+    attributes_set,
     class_node,
     code_text,
     dump,
@@ -43,12 +45,16 @@ from chainette.core.usercode.syntax import (
     global_names,
     is_passed_on,
     names_outside_body,
+    quoted_names,
     targets,
 )
 from chainette.core.usercode.volatile_data import differs_by_process, from_a_set, names_of_own_state, names_of_state, origins_of
 from chainette.utils.json_schema import json_schema_of
 
 __all__ = ["fingerprint_code", "fingerprint_model"]
+
+#: Packages whose objects describe types.
+_OF_TYPES = frozenset({"annotated_types", "pydantic", "types", "typing", "typing_extensions"})
 
 
 def fingerprint_code(fn: Callable[..., Any]) -> str:
@@ -85,12 +91,17 @@ class _Trace:
         self._assigned: set[str] = set()
         #: (module, node): the modules whose attributes were followed for a node.
         self._modules: set[tuple[int, ast.AST]] = set()
+        #: Types of libraries, models without source and objects of pydantic: the user's code inside is added last.
+        self._types: list[Any] = []
         package = _module_name(root).partition(".")[0]
         #: The top-level package of the root: its code is user code, even if the package is installed.
         self._package = "" if package in {*sys.stdlib_module_names, "chainette", "pydantic"} else package
         self._counted = Counted(self._package, self._attributes)
 
     def digest(self) -> str:
+        for described in self._types:  # the list may grow meanwhile
+            self._add_inside_type(described)
+        self._types.clear()
         return hashlib.sha256("\n".join(self._lines).encode()).hexdigest()[:16]
 
     def note(self, label: str, text: str) -> None:
@@ -108,7 +119,9 @@ class _Trace:
             self._add_object(value)
 
     def _add_object(self, value: Any) -> None:
-        if isinstance(value, functools.partial):
+        if value is Annotated:  # a class before Python 3.13, and an object since
+            self.note("library", "typing.Annotated")
+        elif isinstance(value, functools.partial):
             self._add_all(
                 "partial", [value.func, *value.args, *(part for item in sorted(value.keywords.items()) for part in item)]
             )
@@ -187,10 +200,14 @@ class _Trace:
         module, node = _globals_of(cls), _node_of(cls)
         if node is None:
             self.note("no source", cls.__qualname__)
+            self._types.append(cls)
         else:
             self.note(cls.__name__, dump(node))
             self._follow({name.id for name in ast.walk(node) if isinstance(name, ast.Name)}, node, module)
             self._add_class_data(cls, node)
+            self._add_set_later(cls, module)
+            quoted = [module[name] for name in sorted(quoted_names(node) & module.keys())]
+            self._types += [value for value in quoted if type(value).__module__.partition(".")[0] in _OF_TYPES]
         if issubclass(cls, Enum):
             self._add_all("members", cls)
         for base in cls.__bases__:
@@ -206,15 +223,48 @@ class _Trace:
                 if text is not None:
                     self.note(name, text)
 
+    def _add_set_later(self, cls: type, module: Mapping[str, Any]) -> None:
+        """Adds module-level statements that set attributes of a class, such as `Item.limit = 3`."""
+        tree = source_tree(str(module.get("__file__", "")), module)
+        if tree is not None:
+            self._add_assignments(attributes_set(tree, cls.__qualname__), module)
+
     def _add_instance(self, value: Any) -> None:
         """Adds an object: its class, and its initial attributes."""
         self.add(type(value))
         if not self._is_users(type(value)):
             self.note("holds", held_at_first(value, self._counted))
+            self._types.append(value)
             return
         for name, attribute in attributes_at_first(value):
             self.note("attribute", name)
             self.add(attribute)
+
+    def _add_inside_type(self, described: Any) -> None:
+        """Adds validators and other code of the user inside a type, by the statements that give the type its name."""
+        inside = _own_parts(described) if isinstance(described, type) else described
+        try:
+            code = [part for part in parts_of_type(inside) if self._is_code(part)]
+        except Exception:  # foreign objects may raise anything on access
+            return
+        if code and not any(self._add_assignments(*found) for found in self._statements_of(described)):
+            self._add_all("inside", code)
+
+    def _is_code(self, part: Any) -> bool:
+        """Whether a part of a type is code of the user; classes that were added already do not count."""
+        if inspect.ismethod(part):
+            return self._is_code(part.__self__)
+        if isinstance(part, type):
+            return self._is_users(part) and id(part) not in self._seen
+        return not is_constant(part) and self._is_users(part if inspect.isroutine(part) else type(part))
+
+    def _statements_of(self, value: Any) -> Iterator[tuple[list[ast.AST], Mapping[str, Any]]]:
+        """The module-level statements of the user that set a name to this very object, with their module."""
+        for module in [*sys.modules.values()]:
+            names = [name for name, held in vars(module).items() if held is value] if isinstance(module, ModuleType) else []
+            if names and self._is_users(module):
+                tree = source_tree(str(vars(module).get("__file__", "")), vars(module))
+                yield from ((assignments(tree, name), vars(module)) for name in names if tree is not None)
 
     def _attributes(self, value: Any) -> Mapping[str, Any] | None:
         """The attributes of a user's object that its methods do not change and that do not depend on the process."""
@@ -237,7 +287,12 @@ class _Trace:
 
     def _add_global(self, name: str, value: Any, module: Mapping[str, Any]) -> None:
         """Adds data by its value after the import; adds state, and objects that may hold state, by source."""
-        if isinstance(value, type) or inspect.isroutine(value) or type(value).__module__.startswith("chainette."):
+        if (
+            isinstance(value, type)
+            or inspect.isroutine(value)
+            or value is Annotated
+            or type(value).__module__.startswith("chainette.")
+        ):
             self.add(value)
             return
         file = str(module.get("__file__", ""))
@@ -317,6 +372,14 @@ def _node_of(cls: type) -> ast.ClassDef | None:
     module = _globals_of(cls)
     tree = source_tree(str(module.get("__file__", "")), module)
     return class_node(tree, cls.__qualname__) if tree is not None else None
+
+
+def _own_parts(cls: type) -> list[Any]:
+    """The fields and methods of a model, without those that it inherits."""
+    if not issubclass(cls, BaseModel):
+        return []
+    fields = [field for name, field in cls.model_fields.items() if name in inspect.get_annotations(cls)]
+    return [*fields, *(part for part in vars(cls).values() if isinstance(part, (FunctionType, staticmethod, classmethod)))]
 
 
 def _contents(cell: Any) -> Any:

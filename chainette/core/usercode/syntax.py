@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import dis
+import re
 from collections.abc import Iterator
 from types import CodeType
 from typing import Any
 
 __all__ = [
     "assignments",
+    "attributes_set",
     "class_node",
     "code_text",
     "dump",
@@ -17,6 +19,7 @@ __all__ = [
     "global_names",
     "is_passed_on",
     "names_outside_body",
+    "quoted_names",
     "targets",
 ]
 
@@ -77,6 +80,18 @@ def assignments(tree: ast.Module, name: str) -> list[ast.AST]:
     return [node for node in _statements(tree) if name in targets(node)]
 
 
+def attributes_set(tree: ast.Module, name: str) -> list[ast.AST]:
+    """The assignments to attributes of a name, such as `Item.limit = 3`."""
+    return [
+        node
+        for node in assignments(tree, name)
+        if any(
+            isinstance(part, ast.Attribute) and getattr(part.value, "id", "") == name and not isinstance(part.ctx, ast.Load)
+            for part in ast.walk(node)
+        )
+    ]
+
+
 def targets(statement: ast.AST) -> set[str]:
     """The names that an assignment sets."""
     if not isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
@@ -109,6 +124,13 @@ def names_outside_body(node: ast.AST) -> set[str]:
     """Names in decorators, which run when the function is defined."""
     parts = getattr(node, "decorator_list", [])
     return {name.id for part in parts for name in ast.walk(part) if isinstance(name, ast.Name)}
+
+
+def quoted_names(node: ast.ClassDef) -> set[str]:
+    """Names in annotations that are written as text, such as `"list[Score]"`."""
+    annotations = [part.annotation for part in ast.walk(node) if isinstance(part, ast.AnnAssign)]
+    texts = [part.value for one in annotations for part in ast.walk(one) if isinstance(part, ast.Constant)]
+    return {name for text in texts if isinstance(text, str) for name in re.findall(r"\w+", text)}
 
 
 def dump(node: Any) -> str:

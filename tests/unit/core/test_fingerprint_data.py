@@ -296,6 +296,78 @@ def test_code_counts_however_a_function_comes_to_use_it(tmp_path: Path, kind: st
     assert of("old") == of("old") != of("new")
 
 
+#: Types in `helpers.py` that hold a function, and those that hold none.
+TYPES = """
+from typing import Annotated, Literal, NewType
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, create_model
+from typing_extensions import TypeAliasType
+def g(x): return x + LIMIT
+Plain = Annotated[int, Field(ge=0)]
+Kind = Literal["a", "b"]
+After = Annotated[int, AfterValidator(g)]
+Before = Annotated[int, BeforeValidator(lambda x: g(x))]
+Optional = After | None
+Many = list[After]
+Named = TypeAliasType("Named", After)
+New = NewType("New", After)
+Check = AfterValidator(g)
+Default = Field(default_factory=lambda: g(1))
+Adapter = TypeAdapter(After)
+Made = create_model("Made", n=(After, 0))
+ALL = {"after": After}
+class Late(BaseModel): pass
+Late.limit = LIMIT
+"""
+
+#: How code comes to use a type of `helpers.py`.
+USING_TYPES = {
+    **{
+        f"a field of {name}": f"from helpers import {name}\nclass Model(BaseModel):\n    n: {name}"
+        for name in ("After", "Before", "Optional", "Many", "Named", "New")
+    },
+    "a quoted type": "from helpers import After\nclass Model(BaseModel):\n    n: 'list[After]'",
+    "a quoted type of the same file": "import helpers\nT = list[helpers.After]\nclass Model(BaseModel):\n    n: 'T'",
+    "a star": "from helpers import *\nclass Model(BaseModel):\n    n: After",
+    "a validator": "from helpers import Check\nclass Model(BaseModel):\n    n: Annotated[int, Check]",
+    "a field": "from helpers import Default\nclass Model(BaseModel):\n    n: int = Default",
+    "a made model": "from helpers import Made as Model",
+    "a type in a dict": "from helpers import ALL\nclass Model(BaseModel):\n    n: ALL['after']",
+    "an adapter": "from helpers import Adapter\ndef f(x): return Adapter.validate_python(x)",
+    "a type in a function": "from helpers import Many\ndef f(x): return TypeAdapter(Many).validate_python(x)",
+    "an attribute set after the class": "from helpers import Late\ndef f(x): return Late.limit",
+}
+
+
+@pytest.fixture
+def with_types(tmp_path: Path) -> Callable[[str, int], str]:
+    """The fingerprint of code that uses the types, with a number in their module."""
+
+    def fingerprint_with(code: str, limit: int) -> str:
+        head = "from typing import Annotated\nfrom pydantic import BaseModel, TypeAdapter\n"
+        (tmp_path / "chain.py").write_text(head + code)
+        (tmp_path / "helpers.py").write_text(TYPES.replace("LIMIT", str(limit)))
+        return fingerprint(PrivateImporter("chain", [tmp_path]).run_file(tmp_path / "chain.py"))
+
+    return fingerprint_with
+
+
+@pytest.mark.parametrize("kind", USING_TYPES)
+def test_the_code_inside_an_imported_type_counts(with_types: Callable[[str, int], str], kind: str) -> None:
+    code = USING_TYPES[kind]
+    assert with_types(code, 1) == with_types(code, 1) != with_types(code, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("Plain", "044e512b72758267"), ("Kind", "0a791b7442b267a2"), ("After", "fa45ddabccec48ad")],
+)
+def test_fingerprints_of_imported_types_are_the_same_in_every_version(
+    with_types: Callable[[str, int], str], name: str, known: str
+) -> None:
+    """The values were written down under Python 3.11, those without code inside before such code counted."""
+    assert with_types(f"from helpers import {name}\nclass Model(BaseModel):\n    n: {name}", 1) == known
+
+
 def test_functions_in_a_registry_of_the_same_file_count(load: Callable[..., Any]) -> None:
     code = "ALL = {}\ndef known(fn):\n    ALL[fn.__name__] = fn\n    return fn\n"
     code += "@known\ndef g(x): return x + WORD\ndef f(x): return ALL['g'](x)"
