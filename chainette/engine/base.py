@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -99,6 +100,8 @@ class SamplingParams(
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not is_number and (value is not None or name in ("temperature", "max_tokens")):
                 raise _wrong(name, value, "it must be a number")
+            if isinstance(value, float) and not math.isfinite(value):  # requests are JSON, which has no word for it
+                raise _wrong(name, value, "it must be a finite number")
         checks = (
             ("temperature", self.temperature >= 0, "0 or more"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),

@@ -210,3 +210,11 @@ def test_an_engine_named_by_its_model_or_misspelt_is_suggested() -> None:
 def test_sampling_of_the_wrong_type_is_refused(keys: dict[str, Any], words: str) -> None:
     with pytest.raises(ChainetteError, match=rf"test_argument_advice\.py:\d+: SamplingParams\.{words}; it must be a number"):
         SamplingParams(**keys)
+
+
+@pytest.mark.parametrize("name", ["temperature", "presence_penalty", "frequency_penalty", "repetition_penalty"])
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_sampling_that_json_cannot_say_is_refused(name: str, value: float) -> None:
+    keys: dict[str, Any] = {name: value}
+    with pytest.raises(ChainetteError, match=rf"SamplingParams\.{name} is {value}; it must be a finite number"):
+        SamplingParams(**keys)
