@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
@@ -136,9 +137,13 @@ class Judge:
         return self.round, score
 
     def _number(self, value: Any) -> float | None:
-        """The number; None if it is missing or NaN."""
+        """The number, at most the largest float, since JSON has no infinity; None if it is missing or NaN."""
         if value is None:
             return None
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise Undecided(Reason.APPLY_ERROR, f"loop {self.loop.id!r}, best gave {value!r:.200}, which is not a number")
-        return None if isnan(value) else float(value)
+        return (
+            None
+            if isinstance(value, float) and isnan(value)
+            else float(max(-sys.float_info.max, min(sys.float_info.max, value)))
+        )

@@ -52,6 +52,15 @@ def test_of_equal_rounds_the_earliest_is_best_and_none_and_nan_come_last(tmp_pat
     assert rounds(result, "revise", "_taken") == {"0": [1, 1, 3, 3]}
 
 
+def test_an_infinite_or_huge_number_is_best_and_rejects_no_row(tmp_path: Path) -> None:
+    def score(item: Verdict, history: Mapping[str, Any]) -> float:
+        return {1: -(10**400), 2: float("-inf"), 3: 10**400, 4: float("inf")}[history["round"]]
+
+    result = run(tmp_path, [revise(best=score, until=lambda item: False, result="draft").join("final")], (1,))
+    assert ends(result) == {"0": (3, 3)}
+    assert rounds(result, "revise", "_taken") == {"0": [1, 1, 3, 3]}
+
+
 def test_the_alias_holds_the_last_node_that_the_conditions_do_not_read_or_the_named_one(tmp_path: Path) -> None:
     result = run(tmp_path, [revise(result="judge", on_exhausted="keep").join("final")], (7,))
     assert [row["final.ok"] for row in result.rows("flattened")] == [True]
