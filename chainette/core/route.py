@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -138,9 +139,11 @@ class Chooser:
 
 
 def case_key(value: Any) -> str:
-    """The value as a case compares it: its JSON, an enum by its value; "" if it is no single value."""
+    """The value as a case compares it: its JSON, an enum by its value; "" if it is no single value, or no JSON."""
     while isinstance(value, Enum):
         value = value.value
+    if isinstance(value, float) and not isfinite(value):
+        return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is None or isinstance(value, (str, bool, int, float)):

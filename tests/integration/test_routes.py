@@ -146,6 +146,16 @@ def test_true_is_not_the_text_true() -> None:
     assert 'the case "True" cannot occur' in refusal(Route("r", on="{{ urgent }}", cases={"True": [], True: [], False: []}))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_infinity_are_not_the_case_none(tmp_path: Path, value: float) -> None:
+    def amount(ticket: Ticket) -> float | None:
+        return value
+
+    route = Route("kind", on=amount, cases={None: [apply(offer)]}, default=[apply(report)])
+    result = run(tmp_path, [route.join("done")], TICKETS[:1])
+    assert by_id(result, "kind", "_way") == {"0": "default"}
+
+
 def test_several_conditions_are_tried_in_the_written_order(tmp_path: Path) -> None:
     when: dict[str, Any] = {"some": lambda ticket: ticket.amount > 0, "noted": "{{ note != '' }}", "all": lambda _: True}
     route = Route("size", when=when, cases={key: [] for key in when}).join("j")
