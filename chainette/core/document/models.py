@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ForwardRef, Optional
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import SchemaError
 
 from chainette.core.document.notation import field_of
 from chainette.core.document.schema_types import SchemaTypes
@@ -104,7 +105,7 @@ class Models:
         try:
             made = create_model(name, __config__=config, __doc__=doc, __module__=__name__, **fields)
         except Exception as error:  # pydantic has no common class for constraints that do not fit
-            raise part.fault(f"model {name!r}: {first_line(error)}") from error
+            raise part.fault(f"model {name!r}: {_reason(error)}") from error
         self._own.append((made, parts))
         return made
 
@@ -117,7 +118,7 @@ class Models:
         try:
             model.model_rebuild(_types_namespace=self._later)
         except Exception as error:  # as above
-            raise first.fault(f"model {model.__name__!r}: {first_line(error)}") from error
+            raise first.fault(f"model {model.__name__!r}: {_reason(error)}") from error
         for key, info in model.model_fields.items():
             if not info.is_required():
                 try:
@@ -127,6 +128,17 @@ class Models:
                     raise parts[key].fault(
                         f"{model.__name__}.{key}: the default {info.default!r} does not fit: {words}"
                     ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Pydantic's reason: `field 'f': regex parse error: unclosed group`, without the validators around the field."""
+    if not isinstance(error, SchemaError):
+        return first_line(error)
+    lines = [line.strip().removeprefix("SchemaError: ") for line in str(error).splitlines()]
+    fields = [re.sub('Field "(.*)":', r"field '\1':", line) for line in lines if line.startswith('Field "')]
+    reasons = [line for line in lines if not line.startswith(('Field "', "Error building"))]
+    first, last = reasons[0], reasons[-1].removeprefix("error: ")
+    return " ".join([*fields, first, *([last] if len(reasons) > 1 else [])])
 
 
 class _Schema:
