@@ -9,7 +9,7 @@ from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import msgspec
 from pydantic import BaseModel
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from chainette.engine.config import EngineConfig
 
 __all__ = [
+    "UNSENT",
     "Cause",
     "Completion",
     "Delta",
@@ -190,6 +191,10 @@ class Completion(msgspec.Struct, frozen=True):
         return self.finish is Finish.ERROR or self.cause is Cause.DENIED
 
 
+#: For `done`, before `generate` is cancelled: the request waited for its turn in the engine, and cost nothing.
+UNSENT: Final = Completion("", Finish.FAILED, usage=Usage(), error="it was cancelled before it was sent")
+
+
 class Delta(msgspec.Struct, frozen=True):
     """A piece of an answer, as the engine gives it."""
 
@@ -318,7 +323,8 @@ class Engine(ABC):
         """One completion per request, in the order of the requests.
 
         `done(index, completion)` is called for each answer as it arrives, at most once per request, so that a row need
-        not wait for the slowest one. These answers count even if `generate` then raises or is cancelled.
+        not wait for the slowest one. These answers count even if `generate` then raises or is cancelled. An engine that is
+        cancelled may call `done(index, UNSENT)` for requests that it has not sent; else they count as sent.
         An engine may skip calls of `done`; for those requests the returned list counts.
 
         Raises:

@@ -11,10 +11,13 @@ import anyio
 from chainette.engine.budget import Amounts, Budget, Reserved, budget_spent
 from chainette.engine.config import EngineConfig
 from chainette.errors import BudgetExhausted, BudgetSpent
+from chainette.fleet.protocol.contract import LeasedQueue
+from chainette.fleet.protocol.keys import RunKeys
 from chainette.fleet.protocol.queue_values import AdmissionProgress
+from chainette.io.rundir.event_types import BudgetUsed
 from chainette.records import Message, Usage
 
-__all__ = ["BudgetReservation", "estimated_tokens", "is_spent"]
+__all__ = ["BudgetReservation", "budget_used", "estimated_tokens", "is_spent"]
 
 #: Seconds until a refused reservation is tried again, unless this worker gets an answer earlier.
 _LOOK = 0.1
@@ -26,6 +29,15 @@ _BYTES, _AROUND = 3, 8
 def estimated_tokens(messages: Iterable[Message]) -> int:
     """The tokens of a prompt, if no tokenizer counts them: a third of its bytes, and some around each message."""
     return sum(_AROUND - -len(message.content.encode()) // _BYTES for message in messages)
+
+
+def budget_used(
+    queue: LeasedQueue, keys: RunKeys, budget: Budget, engines: Mapping[str, EngineConfig]
+) -> tuple[AdmissionProgress, BudgetUsed]:
+    """The progress of an epoch, and the event that logs the part of the budget that is spent or reserved."""
+    names = {engines[name].digest: name for name in budget.engines}
+    progress = queue.progress(keys, [*names])
+    return progress, BudgetUsed(used=progress.used, engines={names[key]: used for key, used in progress.of_engines.items()})
 
 
 def is_spent(progress: AdmissionProgress, budget: Budget, engines: Mapping[str, EngineConfig]) -> BudgetSpent:
@@ -44,7 +56,7 @@ Reserve = Callable[[str, Amounts, int, Sequence[Amounts]], Awaitable[Reserved]]
 class BudgetReservation:
     """Reserves requests before they are sent, and settles them with their usage.
 
-    If a request is never settled (it was cancelled, or its process was killed), its reservation counts as spent.
+    If a request that was sent is never settled (it was cancelled, or its process was killed), its reservation counts as spent.
     """
 
     budget: Budget

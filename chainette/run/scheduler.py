@@ -35,7 +35,7 @@ from chainette.io.rundir.event_types import AnswersDiscarded, BudgetUsed, Event
 from chainette.records import PYTHON, Outcome, Rejection, Row, step_of
 from chainette.run.answer_sources import Answers
 from chainette.run.blame import Evidence
-from chainette.run.budget_reservation import BudgetReservation, is_spent
+from chainette.run.budget_reservation import BudgetReservation, budget_used, is_spent
 from chainette.run.coordinator import Coordinator
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.limits import Limits, RejectWatch
@@ -176,7 +176,7 @@ class LocalRun(Worker):
                     await self._guard(self._feed, working)
                     working.cancel_scope.cancel()
             finally:
-                self._discard_unfinished()
+                self._settle()
             feeding = False
             self._come.set()
         if self._failure is not None:
@@ -199,11 +199,14 @@ class LocalRun(Worker):
             with anyio.move_on_after(_PAUSE if coordinator.waits else self._rest(looked)):
                 await self._changed.wait()
 
-    def _discard_unfinished(self) -> None:
-        """Tells the log which answers, of units that wait as the epoch ends, were asked for in vain."""
+    def _settle(self) -> None:
+        """Tells the log which answers, of units that wait as the epoch ends, were asked for in vain, and how much of the budget
+        was used after all."""
         for node, usage in self.queue.unfinished(_HERE).items():
             engine = self.plan.stations[node].told_engine
             self.queue.note(_HERE, AnswersDiscarded(node=step_of(node), engine=engine, usage=usage))
+        if self.budget is not None:
+            self.queue.note(_HERE, budget_used(self.queue, self.sink.keys, self.budget, self.plan.engines)[1])
 
     @property
     def _has_enough(self) -> bool:

@@ -19,7 +19,7 @@ from chainette.core.plan_node import PlanNode
 from chainette.core.prompt import Prompter, prompter
 from chainette.core.step import Step
 from chainette.core.streaming import Asked, Unusable
-from chainette.engine.base import Completion, Done, Engine, Finish, Request
+from chainette.engine.base import UNSENT, Completion, Done, Engine, Finish, Request
 from chainette.engine.budget import Amounts
 from chainette.engine.concurrent_requests import ask_all
 from chainette.errors import EngineRefused, EngineUnavailable, RequestsFailed, TemplateError
@@ -182,10 +182,12 @@ class Asking:
         self.laps.lap(Stage.RENDER)
         unanswered = dict(enumerate(asks))
         clock, time = self.evidence.lane.clock, self.engine.time
-        mark = time.begin(clock(), len(requests))
+        mark, unsent = time.begin(clock(), len(requests)), list[str]()
 
         def done(index: int, completion: Completion) -> None:
-            if index in unanswered:
+            if completion is UNSENT:
+                unsent.append(asks[index].row.row_id)
+            elif index in unanswered:
                 self.hook.on_generated(self.node.engine, 1)
                 used = completion.usage.busy_for(time.end(clock(), mark))
                 answer = msgspec.structs.replace(completion, usage=used)
@@ -208,7 +210,7 @@ class Asking:
         except EngineUnavailable as error:
             if isinstance(error, EngineRefused) and not self.evidence.is_accepted:
                 self.evidence.refuse(error)
-                self.result.cancelled += Usage(requests=len(unanswered) - 1)  # one was refused, and the others with it
+                self.result.cancelled += Usage(requests=len(unanswered) - len(unsent) - 1)  # all but the one that was refused
                 raise
             self._failure = self._failure or error
             if self.sharing is not None:
@@ -217,9 +219,11 @@ class Asking:
             if self.reservation is not None:
                 self.reservation.forgo([self._reserved.pop(ask.row.row_id) for ask in unanswered.values()])
         except anyio.get_cancelled_exc_class():
-            self.result.cancelled += Usage(requests=len(unanswered))
+            self.result.cancelled += Usage(requests=len(unanswered) - len(unsent))
             raise
         finally:
+            if self.reservation is not None:
+                self.reservation.forgo([self._reserved.pop(row_id) for row_id in unsent])
             self.result.cancelled += Usage(busy=sum(time.end(clock(), mark) for _ in unanswered))
             self.evidence.cancelled(ask.row.row_id for ask in unanswered.values())
             self.hook.on_generated(self.node.engine, len(unanswered))

@@ -120,6 +120,26 @@ class HalfLater:
 
 
 @WAYS
+def test_a_request_that_was_never_sent_is_not_discarded_and_costs_no_budget(slow: Slow, way: tuple[str, ...]) -> None:
+    (slow.path / "chain.py").write_text(CHAIN.replace("capacity=64", "capacity=8"))
+    later = HalfLater()
+    with SlowServer(later) as server:
+        slow.url = server.url
+        run = slow.start("run", "chain.py", "in.jsonl", "-o", "out", "--budget", f"{2 * ROWS + 8}req", *way)
+        until(lambda: sum(1 for text in server.asked if number(text) >= ROWS // 2) == 8)
+        until(lambda: slow.given("first") == ROWS // 2)
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=LONG)
+        assert run.returncode == 130, out + err
+        assert json.loads((slow.path / "out/metadata.json").read_text())["discarded"]["requests"] == 8
+        later.open(server)
+        resumed = slow.chainette("resume", "out")
+    assert resumed.returncode == 0, resumed.stderr
+    assert slow.ids("out", "flattened") == sorted(map(str, range(ROWS)))
+    assert sum(server.asked.values()) == 2 * ROWS + 8
+
+
+@WAYS
 def test_a_row_is_on_the_disk_and_at_its_next_step_while_its_unit_goes_on(slow: Slow, way: tuple[str, ...]) -> None:
     later = HalfLater()
     with SlowServer(later) as server:

@@ -7,6 +7,7 @@ the engine refuses every request, it raises. Another module decides whether a fa
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from chainette.engine.base import Completion, Finish
+from chainette.engine.concurrent_requests import NotSent
 from chainette.engine.config import EngineConfig
 from chainette.engine.http.carrier import OnLine
 from chainette.engine.http.client import Client, Reply
@@ -192,7 +194,10 @@ class Transport:
         )
 
     async def _try(self, body: bytes, read: Reader, tries: _Tries, on_line: OnLine | None) -> Completion | Failure:
-        slot = await self._enter(tries)
+        try:
+            slot = await self._enter(tries)
+        except asyncio.CancelledError as error:
+            raise (error if tries.failed else NotSent(*error.args)) from None
         result: Completion | Failure | None = None
         try:
             seconds = self._options.request_timeout

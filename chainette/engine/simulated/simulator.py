@@ -6,6 +6,7 @@ whatever else is in flight.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
@@ -15,7 +16,7 @@ import msgspec
 from pydantic import BaseModel
 
 from chainette.engine.base import Completion, Delta, Done, Engine, Finish, Options, Request, Tell
-from chainette.engine.concurrent_requests import ask_all
+from chainette.engine.concurrent_requests import NotSent, ask_all
 from chainette.engine.config import EngineConfig
 from chainette.engine.simulated.draw import compile_schema
 from chainette.engine.simulated.model_draw import compile_model
@@ -123,8 +124,15 @@ class SimulatedEngine(Engine):
             raise EngineUnavailable(f"engine {self._name!r} (simulated): call {self._calls} fails, as error_rate asks")
 
     async def _late_answer(self, request: Request) -> Completion:
-        async with self._turn():
+        turn = self._turn()
+        try:
+            await turn.acquire()
+        except asyncio.CancelledError as error:
+            raise NotSent(*error.args) from None
+        try:
             await anyio.sleep(self._options.latency)
+        finally:
+            turn.release()
         return self._answer(request)
 
     def _turn(self) -> anyio.Semaphore:

@@ -250,6 +250,7 @@ class DriveLoop:
             while sink.step():
                 pass
             self._hear(sink)
+            sink.count_budget()
 
     def _look(self, sink: Sink) -> None:
         """Looks whether others cancelled the run or lost a unit of it, and publishes its progress."""

@@ -21,13 +21,13 @@ from chainette.fleet.protocol.queue_values import ANCHOR, AdmissionProgress, Ent
 from chainette.fleet.protocol.run_fields import used_fields
 from chainette.hooks import Hook
 from chainette.io.inputs.readers import InputFile
-from chainette.io.rundir.event_types import BudgetUsed, Event, RunResumed, RunStarted
+from chainette.io.rundir.event_types import Event, RunResumed, RunStarted
 from chainette.io.rundir.graph import Graph
 from chainette.io.rundir.graph_of_plan import graph_of
 from chainette.io.rundir.live_roots import Admitted
 from chainette.io.rundir.writer import RunWriter
 from chainette.records import encode
-from chainette.run.budget_reservation import is_spent
+from chainette.run.budget_reservation import budget_used, is_spent
 from chainette.run.limits import RejectWatch
 from chainette.run.stream_commits import admitted_as, commit_of, count_rejects, finished_roots, items_of
 from chainette.utils.plurals import counted
@@ -306,12 +306,10 @@ class Sink:
         budget = self.writer.budget
         if budget is None:
             return None
-        names = {self.plan.engines[name].digest: name for name in budget.engines}
-        progress = self.queue.progress(self.keys, [*names])
-        of_engines = {names[digest]: used for digest, used in progress.of_engines.items()}
+        progress, used = budget_used(self.queue, self.keys, budget, self.plan.engines)
         known = self.writer.state.reserved
-        if known | {"": progress.used, **of_engines} != known and progress.used != Amounts():
-            self._say([BudgetUsed(used=progress.used, engines=of_engines)])
+        if known | {"": used.used, **used.engines} != known and used.used != Amounts():
+            self._say([used])
         is_over = progress.exhausted and not self.queue.is_held(self.keys)
         return is_spent(progress, budget, self.plan.engines) if is_over else None
 
