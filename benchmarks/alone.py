@@ -23,8 +23,8 @@ from benchmarks.readings import MIB, Readings, bytes_below, resident
 from chainette.core.flow import row_of
 from chainette.core.targets import ToNode
 from chainette.records import Effects, Outcome, Output, Unit, Usage
+from chainette.run.held_unit import HeldUnit
 from chainette.run.scheduler import LocalRun
-from chainette.run.unit_worker import HeldUnit
 from tests.support.counts import record
 
 __all__ = ["answer_at_once"]

@@ -36,14 +36,16 @@ from chainette.records import PYTHON, Outcome, Rejection, Row, step_of
 from chainette.run.answer_sources import Answers
 from chainette.run.blame import Evidence
 from chainette.run.budget_reservation import BudgetReservation, budget_used, is_spent
+from chainette.run.claimable_queues import ClaimableQueue, claimable_queues
 from chainette.run.coordinator import Coordinator
+from chainette.run.held_unit import HeldUnit
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.limits import Limits, RejectWatch
 from chainette.run.local_sink import LocalSink, Writer
 from chainette.run.process import fill, join
 from chainette.run.shared_answers import SharedAnswers
 from chainette.run.unit_result import UnitResult, raised
-from chainette.run.unit_worker import ClaimableQueue, HeldUnit, Worker, claimable_queues
+from chainette.run.unit_worker import Worker
 from chainette.run.window import budget_for, window_for
 from chainette.utils.user_errors import is_stray
 

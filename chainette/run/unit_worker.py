@@ -10,13 +10,11 @@ second is one commit.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from time import monotonic
@@ -25,122 +23,37 @@ from typing import TypeVar
 import anyio
 import anyio.lowlevel
 
-from chainette.core.plan import Plan
 from chainette.engine.base import Engine
 from chainette.engine.budget import NO_LIMITS, Amounts, BudgetLimits, Reserved
 from chainette.errors import BudgetExhausted, DeclarationRefused, EngineUnavailable, RequestsFailed
 from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.keys import RunKeys
-from chainette.fleet.protocol.queue_values import Claim, EngineAccount, Lost
-from chainette.fleet.protocol.run_fields import RunInfo
-from chainette.hooks import Hook, Stage
+from chainette.fleet.protocol.queue_values import EngineAccount, Lost
+from chainette.hooks import Stage
 from chainette.io.rundir.event_types import AnswersDiscarded, EngineAdapted, EngineProbed, UnitRetried
-from chainette.records import Outcome, Usage, step_of
+from chainette.records import Outcome, Usage
 from chainette.run.answer_sources import Answers
 from chainette.run.blame import Evidence
 from chainette.run.budget_reservation import BudgetReservation
+from chainette.run.held_unit import HeldUnit, Sending
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.process import fill
 from chainette.run.shared_answers import Questions, SharedAnswers
 from chainette.run.unit_result import UnitResult
 from chainette.utils.backoff import backoff
 
-__all__ = ["ClaimableQueue", "HeldUnit", "Worker", "claimable_queues"]
+__all__ = ["Worker"]
 
 T = TypeVar("T")
 
-#: Seconds a finished row waits for the rest of its unit, and seconds between two looks at how long it has waited.
-_PART, _LOOK = 1.0, 0.25
+#: Seconds between two looks at how long finished rows have waited for the rest of their units.
+_LOOK = 0.25
 
 #: Seconds a row waits whose request failed: at first, and at most; give or take a quarter.
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
 
 #: Seconds for a stopping worker to commit the rows that have finished.
 _LAST_PARTS = 5.0
-
-
-@dataclass(frozen=True)
-class ClaimableQueue:
-    """A queue that units may be claimed from."""
-
-    run: str
-    queue: str
-    lane: str
-    #: The most rows of a unit.
-    rows: int
-
-
-def claimable_queues(info: RunInfo, plan: Plan, lane_of: Callable[[Plan, str], str | None]) -> Iterator[ClaimableQueue]:
-    """A run's queues, the deepest node's first; those without a lane are left out."""
-    for name in sorted(plan.depths, key=lambda name: -plan.depths[name]):
-        lane = lane_of(plan, name)
-        if lane is not None:
-            queue = RunKeys(info.run, info.epoch).queue(plan.engine_of(name), name)
-            yield ClaimableQueue(info.run, queue, lane, plan.batch_size)
-
-
-@dataclass
-class Sending:
-    """A commit of some rows (None: all that are left)."""
-
-    call: Callable[[], bool]
-    rows: Collection[str] | None
-    tries: int = 0
-
-    def __call__(self) -> bool:
-        self.tries += 1
-        return self.call()
-
-
-@dataclass(eq=False)
-class HeldUnit:
-    """A unit in hand."""
-
-    info: RunInfo
-    plan: Plan
-    hook: Hook
-    lane: Lane
-    #: Holds the rows that no part has ended yet.
-    claim: Claim
-    #: Whether it was claimed before there was room for it.
-    ahead: bool = False
-    #: The rows that have finished; None for a join, which ends as a whole.
-    result: UnitResult | None = None
-    #: When the work on it began, by the lane's clock.
-    began: float = 0.0
-    #: Whether the unit is no longer the worker's; nothing more is done about it.
-    lost: bool = False
-    #: The work on the unit.
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    #: One part of a unit is on its way at a time.
-    sending: asyncio.Lock = field(default_factory=asyncio.Lock)
-    #: The commit on its way; it is repeated as it is until the queue answers.
-    unanswered: Sending | None = None
-
-    @property
-    def node(self) -> str:
-        """The node (or fork) that the unit is of."""
-        return step_of(self.claim.unit.node)
-
-    @property
-    def told_engine(self) -> str:
-        """The engine, if it is one of several of the step."""
-        return "" if self.result is None else self.result.node.told_engine
-
-    def lose(self) -> None:
-        """The unit now belongs to another worker: its requests are cancelled."""
-        self.lost = True
-        self.scope.cancel()
-
-    def handed_back(self) -> Claim:
-        """The claim, with the work already spent on its remaining rows."""
-        rest = {} if self.result is None else self.result.hand_back()
-        return replace(self.claim, unfinished={**self.claim.unfinished, **rest})
-
-    @property
-    def has_part(self) -> bool:
-        """Whether finished rows have waited long enough for the rest of the unit."""
-        return self.result is not None and self.result.age() >= _PART and not self.sending.locked()
 
 
 class Worker(ABC):
@@ -331,7 +244,7 @@ class Worker(ABC):
             while held.result is not None and not held.lost and (rows := held.result.finished()):
                 outcome = held.result.take(held.claim.piece(rows))
                 await self.commit(held, outcome, rows if len(rows) < len(held.claim.unit.rows) else None)
-                if held.result.age() < _PART:
+                if not held.has_waited:
                     return
 
     async def commit(self, held: HeldUnit, outcome: Outcome, rows: Collection[str] | None = None) -> None:

@@ -163,7 +163,7 @@ def test_units_go_on_behind_one_whose_last_rows_were_committed_before_its_engine
         return [Completion(SAME)] * len(requests)
 
     monkeypatch.setattr(ScriptedEngine, "generate", generate)
-    monkeypatch.setattr("chainette.run.unit_worker._PART", 0.0)
+    monkeypatch.setattr("chainette.run.held_unit._PART", 0.0)
     monkeypatch.setattr("chainette.run.unit_worker._LOOK", 0.01)
     with scripted(llm=lambda request: SAME):
         result = asking("llm").run(texts(8), tmp_path / "run")

@@ -29,8 +29,9 @@ from chainette.hooks import Hook
 from chainette.io.rundir.event_types import AnswersDiscarded, UnitRetried
 from chainette.records import CHAIN_INPUT, Outcome, Reason, Row, Unfinished, Usage
 from chainette.run import unit_worker as worker_module
+from chainette.run.held_unit import HeldUnit
 from chainette.run.in_flight import InFlight, Lane
-from chainette.run.unit_worker import HeldUnit, Worker
+from chainette.run.unit_worker import Worker
 from tests.support.chains import Text, Word
 from tests.support.claims import claim_one
 from tests.support.patience import LONG
@@ -139,7 +140,7 @@ def two_steps() -> Plan:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A finished row is due at once."""
-    monkeypatch.setattr(worker_module, "_PART", 0.0)
+    monkeypatch.setattr("chainette.run.held_unit._PART", 0.0)
     monkeypatch.setattr(worker_module, "_LOOK", 0.001)
     yield
 

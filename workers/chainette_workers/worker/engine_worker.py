@@ -43,12 +43,14 @@ from chainette.records import Outcome, Unit
 from chainette.run.answer_sources import Answers
 from chainette.run.blame import Evidence
 from chainette.run.budget_reservation import BudgetReservation
+from chainette.run.claimable_queues import ClaimableQueue
 from chainette.run.functions import take_stored
+from chainette.run.held_unit import HeldUnit
 from chainette.run.in_flight import InFlight, Lane
 from chainette.run.process import join, poisoned, too_large
 from chainette.run.shared_answers import SharedAnswers
 from chainette.run.unit_result import UnitResult
-from chainette.run.unit_worker import ClaimableQueue, HeldUnit, Worker
+from chainette.run.unit_worker import Worker
 from chainette.run.window import budget_for
 from chainette.utils.user_errors import is_stray, told
 from chainette_workers.runtime import insist, off_loop, try_once

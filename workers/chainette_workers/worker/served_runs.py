@@ -15,7 +15,7 @@ from chainette.fleet.protocol.contract import LeasedQueue
 from chainette.fleet.protocol.queue_values import Claim
 from chainette.fleet.protocol.run_fields import RunInfo
 from chainette.hooks import Hook
-from chainette.run.unit_worker import ClaimableQueue, claimable_queues
+from chainette.run.claimable_queues import ClaimableQueue, claimable_queues
 from chainette_workers.runtime import insist
 
 __all__ = ["FUNCTIONS", "JOINS", "ServedRuns", "lane_of"]
