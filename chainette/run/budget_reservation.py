@@ -35,17 +35,21 @@ def budget_used(
     queue: LeasedQueue, keys: RunKeys, budget: Budget, engines: Mapping[str, EngineConfig]
 ) -> tuple[AdmissionProgress, BudgetUsed]:
     """The progress of an epoch, and the event that logs the part of the budget that is spent or reserved."""
-    names = {engines[name].digest: name for name in budget.engines}
+    names = _by_digest(budget, engines)
     progress = queue.progress(keys, [*names])
     return progress, BudgetUsed(used=progress.used, engines={names[key]: used for key, used in progress.of_engines.items()})
 
 
 def is_spent(progress: AdmissionProgress, budget: Budget, engines: Mapping[str, EngineConfig]) -> BudgetSpent:
     """The error of a run if its next request does not fit its budget, or the budget of an engine."""
-    names = {engines[name].digest: name for name in budget.engines}
-    if engine := names.get(progress.exhausted_by):
+    if engine := _by_digest(budget, engines).get(progress.exhausted_by):
         return budget_spent(budget.engines[engine], progress.of_all_runs, progress.needed, engine)
     return budget_spent(budget.limits, progress.used, progress.needed)
+
+
+def _by_digest(budget: Budget, engines: Mapping[str, EngineConfig]) -> dict[str, str]:
+    """Digest -> name of the engines with a budget: runs with other names for an engine share its budget."""
+    return {engines[name].digest: name for name in budget.engines}
 
 
 #: Reserves through the queue: token, settled amounts, requests that ended, amounts of the next requests.
